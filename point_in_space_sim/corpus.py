@@ -104,14 +104,10 @@ def read_comments(path: str | Path) -> list[Row]:
 
 def _hub_rows() -> list[Row]:
     """Rows of GoEmotions' train split in the Hugging Face hub's cache, fetched into it where the hub is reachable."""
-    import importlib.util
-
     import pandas as pd
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    if importlib.util.find_spec("pyarrow") is None:
-        raise InputError("corpus go_emotions: the hub's copy is a Parquet file; `pip install pyarrow` to read it")
     try:
         path = hf_hub_download(HUB_DATASET, HUB_FILE, repo_type="dataset", local_files_only=True)
     except LocalEntryNotFoundError:
@@ -131,6 +127,8 @@ def _hub_rows() -> list[Row]:
             (str(text).strip(), tuple(EMOTIONS[index] for index in labels))
             for text, labels in zip(table["text"], table["labels"], strict=True)
         ]
+    except ImportError:
+        raise InputError("corpus go_emotions: the hub's copy is a Parquet file; `pip install pyarrow` reads it") from None
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise InputError(f"{path}: not GoEmotions' Parquet file ({type(error).__name__}); delete it") from error
 

@@ -29,6 +29,7 @@ EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "data" / "mapper"
 MAX_TOKENS = 256
 """Longer comments are cut (the length that all-MiniLM-L6-v2 was trained with)."""
 BATCH_SIZE = 64
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "spm.model")
 
 TokenIds = list[list[int]]
 
@@ -201,6 +202,9 @@ def _load_classifier(name: str, folder: Path, device: str) -> Mapper:
         )
         if report["missing_keys"]:
             raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
+        # transformers would make up an empty tokenizer in place of a missing one.
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+            raise ValueError(f"it has no tokenizer, none of {', '.join(TOKENIZER_FILES)}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             raise ValueError("its tokenizer has no padding token")

@@ -87,9 +87,8 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def test_go_emotions_without_hub_says_what_to_fetch(tmp_path, monkeypatch):
-    pytest.importorskip("pyarrow")
     monkeypatch.setattr(corpus, "hub_reachable", lambda: False)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"fetch train\.tsv from .*goemotions/data"):
         load_corpus("go_emotions")
 
