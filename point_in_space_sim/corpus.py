@@ -128,7 +128,7 @@ def _hub_rows() -> list[Row]:
             for text, labels in zip(table["text"], table["labels"], strict=True)
         ]
     except ImportError:
-        raise InputError("corpus go_emotions: the hub's copy is a Parquet file; `pip install pyarrow` reads it") from None
+        raise InputError("corpus go_emotions: the hub's copy is Parquet; `pip install pyarrow` to read it") from None
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise InputError(f"{path}: not GoEmotions' Parquet file ({type(error).__name__}); delete it") from error
 

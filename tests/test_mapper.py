@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from experiment.errors import InputError
 from point_in_space_sim import mapper as mapper_module
-from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim import train_mapper
+from point_in_space_sim.corpus import EMOTIONS, SHIPPED_COMMENTS, read_comments
 from point_in_space_sim.mapper import EMBEDDED_FOLDER, load_mapper, map_texts
 
 TEXTS = [
@@ -243,3 +245,82 @@ def test_a_damaged_embedded_mapper_is_refused(tmp_path, damage):
     with pytest.raises(InputError) as error:
         load_mapper(str(folder))
     assert "\n" not in str(error.value)
+
+
+def test_a_fifth_of_every_emotion_is_held_out_whatever_the_order():
+    rows = read_comments(SHIPPED_COMMENTS)
+    train, held_out = train_mapper.split_comments(rows)
+    assert sorted(train + held_out) == sorted(rows)
+    for emotion in EMOTIONS:
+        assert 5 * sum(row[1] == (emotion,) for row in held_out) == sum(row[1] == (emotion,) for row in rows)
+    assert train_mapper.split_comments(rows[::-1]) == (train, held_out)
+
+
+def test_batches_cover_every_text_once_and_are_of_like_length():
+    lengths = np.random.default_rng(1).integers(3, 40, size=1000)
+    batches = train_mapper.batches_of_like_length(lengths, 16, np.random.default_rng(2))
+    assert sorted(np.concatenate(batches)) == list(range(1000))
+    assert max(map(len, batches)) == 16
+    assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 3
+
+
+def test_learning_rate_rises_over_a_tenth_and_falls_to_zero():
+    rates = [train_mapper.one_cycle(progress, 2.0) for progress in (0, 0.05, 0.1, 0.55, 1)]
+    np.testing.assert_allclose(rates, [0, 1, 2, 1, 0], atol=1e-12)
+
+
+def test_shift_finds_the_threshold_of_best_f1():
+    from sklearn.metrics import f1_score
+
+    generator = np.random.default_rng(3)
+    labels = (generator.random((4000, 28)) < np.linspace(0.02, 0.5, 28)).astype(np.float32)
+    logits = (2 * labels - 3 + generator.normal(size=labels.shape)).astype(np.float32)
+    shift = train_mapper.best_f1_shift(logits, labels, generator)
+    reached = f1_score(labels, logits + shift > 0, average=None)
+    best = [
+        max(f1_score(labels[:, label], logits[:, label] > threshold) for threshold in np.linspace(-4, 2, 61))
+        for label in range(28)
+    ]
+    assert np.all(reached > np.array(best) - 0.03)
+    assert np.all(f1_score(labels, logits > 0, average=None)[:10] < reached[:10])
+
+
+def test_radius_of_a_neighbourhood_by_hand():
+    vectors = np.zeros((5, 28), dtype=np.float32)
+    vectors[:, 3] = [0.9, 0.8, 0.6, 0.1, 0.0]
+    # The two nearest to text 0 are texts 1 and 2; both lie 0.1 from their centroid.
+    assert train_mapper.neighbourhood_radius(vectors, 3, neighbours=2) == pytest.approx(0.1)
+
+
+def test_training_that_was_interrupted_gives_the_same_weights(tmp_path, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertConfig, BertModel
+
+    token_ids = [[1, 2 + index % 7, 3 + index % 5, 2] for index in range(24)]
+    labels = np.eye(28, dtype=np.float32)[[index % 7 for index in range(24)]]
+
+    def trained(checkpoint):
+        settings = train_mapper.Settings(
+            Path(), checkpoint=checkpoint, epochs=2, batch_size=8, bfloat16=False, learning_rate=0.01
+        )
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                            intermediate_size=32, hidden_dropout_prob=0, attention_probs_dropout_prob=0)  # fmt: skip
+        encoder = get_peft_model(BertModel(config), LoraConfig(r=2, target_modules=["query", "value"]))
+        head = torch.nn.Linear(16, 28)
+        train_mapper.train(settings, encoder, head, token_ids, labels, token_ids, labels)
+        return head.weight.detach().numpy().copy(), train_mapper.predict(encoder, head, token_ids)
+
+    def scores_and_keep(predicted, truth):
+        if not (tmp_path / "after one epoch").exists():
+            shutil.copy(tmp_path / "checkpoint", tmp_path / "after one epoch")
+        return {}
+
+    monkeypatch.setattr(train_mapper, "scores", scores_and_keep)
+    weight, predicted = trained(tmp_path / "checkpoint")
+    resumed_weight, resumed_predicted = trained(tmp_path / "after one epoch")
+    np.testing.assert_array_equal(resumed_weight, weight)
+    np.testing.assert_array_equal(resumed_predicted, predicted)
+    with pytest.raises(InputError, match="of another run"):
+        labels[:] = labels[::-1].copy()
+        trained(tmp_path / "checkpoint")
