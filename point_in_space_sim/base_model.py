@@ -69,12 +69,41 @@ def run_layers(model: Any, hidden: torch.Tensor, positions: torch.Tensor, *, fir
     positions: (rows or 1, tokens), each token's position for the rotary embedding. mask: None is causal attention;
     else bool (1, 1, tokens, keys), True where a token may look. cache: takes each layer's keys and values.
     """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("grouped_query", _grouped_query_attention)
     positions = positions.to(hidden.device)
     rotary = model.model.rotary_emb(hidden, positions)
-    for layer in model.model.layers[first:last]:
-        hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary,
-                       past_key_values=cache)
+    own_attention = model.config._attn_implementation
+    model.config._attn_implementation = "grouped_query"
+    try:
+        for layer in model.model.layers[first:last]:
+            hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary,
+                           past_key_values=cache)
+    finally:
+        model.config._attn_implementation = own_attention
     return hidden
+
+
+def _grouped_query_attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                             mask: torch.Tensor | None, scaling: float, dropout: float = 0.0,
+                             **_: Any) -> tuple[torch.Tensor, None]:
+    """softmax(scaling q k') v as plain products, without a copy of the keys for every query head.
+
+    query (rows, heads, tokens, width), key and value (rows, key heads, keys, width), possibly of a wider type ->
+    (rows, tokens, heads, width). On a CPU several times faster than torch's fused kernel: at one query a row, and
+    in the backward pass.
+    """
+    rows, heads, tokens, width = query.shape
+    key_heads, keys = key.shape[1:3]
+    grouped = (query * scaling).to(key.dtype).reshape(rows, key_heads, heads // key_heads * tokens, width)
+    scores = (grouped @ key.transpose(2, 3)).view(rows, heads, tokens, keys)
+    if mask is None and tokens > 1:
+        mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(keys - tokens)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype).view(rows, key_heads, -1, keys)
+    return (shares @ value).view(rows, heads, tokens, width).transpose(1, 2).to(query.dtype), None
 
 
 def load_base_model(name: str = DEFAULT_BASE_MODEL, device: str = "auto",

@@ -6,6 +6,7 @@ the original base model, so it loads with PEFT as it is and the cached activatio
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -114,7 +115,7 @@ def tune(base: BaseModel, texts: Sequence[str], settings: TuningSettings, seed: 
     generator = np.random.default_rng(order_seed)
     steps = settings.epochs * -(-len(texts) // settings.batch_size)
     with _trainable(base, settings, start, int(init_seed.generate_state(1)[0])) as (parameters, learnt):
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
         for _ in range(settings.epochs):
             shuffled = [texts[i] for i in generator.permutation(len(texts))]
@@ -213,8 +214,9 @@ def _trainable(base: BaseModel, settings: TuningSettings, start: Adapter | None,
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     config = replace(start.lora_config) if start and start.lora_config else lora_config(base, settings)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
+        warnings.simplefilter("ignore")  # about renamed methods between peft and transformers
         peft_model = get_peft_model(base.model, config)
     if start:
         set_peft_model_state_dict(peft_model, start.weights)
@@ -273,11 +275,12 @@ def _merged_weights(base: BaseModel, adapter: Adapter) -> dict[str, torch.Tensor
     if adapter.lora_config is None:
         return {name: weight.to(base.device, base.dtype) for name, weight in adapter.weights.items()}
     weights = {}
-    for module, (a, b) in _factors(adapter).items():
-        old = base.model.get_parameter(f"{module}.weight").data
+    for name, (a, b) in _factors(adapter).items():
+        module = base.model.get_submodule(name)
         delta = b.to(base.device) @ a.to(base.device)
         # GPT-2's Conv1D holds its matrix the other way round.
-        weights[f"{module}.weight"] = (old.float() + (delta if delta.shape == old.shape else delta.T)).to(old.dtype)
+        delta = delta if isinstance(module, torch.nn.Linear) else delta.T
+        weights[f"{name}.weight"] = (module.weight.data.float() + delta).to(base.dtype)
     return weights
 
 

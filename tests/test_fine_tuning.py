@@ -1,0 +1,250 @@
+"""The training loss against a slow reference, cached activations against plain training, adapters against PEFT."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from experiment.errors import InputError
+from point_in_space_sim.base_model import DEFAULT_BASE_MODEL, load_base_model, run_layers
+from point_in_space_sim.fine_tuning import (
+    Adapter,
+    TuningSettings,
+    _trainable,
+    average_adapters,
+    encode_comment,
+    frozen_activations,
+    load_adapter,
+    merged,
+    packed_loss,
+    padded_loss,
+    save_adapter,
+    tune,
+    write_chat_jsonl,
+)
+from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
+
+TEXTS = ["what a day", "thank you so much for all the help", "no", "the day is a wonderful day, thank you"]
+SETTINGS = TuningSettings(layers=2, rank=4, learning_rate=1e-2, epochs=2, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return load_base_model(str(save_tiny_llama(tmp_path_factory.mktemp("llama"))), "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    return load_base_model(str(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))), "cpu", torch.float32)
+
+
+def logits_of(model, base):
+    with torch.no_grad():
+        return model(torch.tensor([[*base.prompt, *encode_comment(base, TEXTS[1])]])).logits
+
+
+def reference_loss(base, texts):
+    """One text and one token at a time: the whole prefix through the model, the next token's surprisal."""
+    surprisals = []
+    for text in texts:
+        prefix = list(base.prompt)
+        for token in encode_comment(base, text):
+            logits = base.model(torch.tensor([prefix])).logits[0, -1]
+            surprisals.append(-torch.log_softmax(logits.double(), 0)[token])
+            prefix.append(token)
+    return torch.stack(surprisals).mean()
+
+
+def test_architectures(base, gpt2):
+    assert base.has_plain_layers and not gpt2.has_plain_layers
+    assert base.tokenizer.decode(base.prompt) == (
+        "<|im_start|>user\nWrite a Reddit comment.<|im_end|>\n<|im_start|>assistant\n")
+    assert gpt2.tokenizer.decode(gpt2.prompt) == "Write a Reddit comment.\n"
+    assert encode_comment(base, "no")[-1] == base.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("layers", [1, 4, 99])
+def test_packed_loss_equals_token_by_token_reference(base, layers):
+    activations = frozen_activations(base, TEXTS, replace(SETTINGS, layers=layers))
+    assert packed_loss(base, TEXTS, activations, backward=False) == pytest.approx(
+        float(reference_loss(base, TEXTS)), abs=1e-5)
+
+
+def test_padded_loss_equals_token_by_token_reference(base, gpt2):
+    for model in (base, gpt2):
+        assert float(padded_loss(model, TEXTS)) == pytest.approx(float(reference_loss(model, TEXTS)), abs=1e-5)
+
+
+def test_gradient_equals_that_of_the_plain_loss(base):
+    """The written-out head gradient through cached activations, against autograd through the whole model."""
+    start = random_adapter(base)
+    activations = frozen_activations(base, TEXTS, SETTINGS)
+    with _trainable(base, SETTINGS, start, 0) as (parameters, _):
+        packed_loss(base, TEXTS, activations, backward=True)
+        fast = [parameter.grad.clone() for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        padded_loss(base, TEXTS).backward()
+        for parameter, gradient in zip(parameters, fast, strict=True):
+            assert torch.allclose(parameter.grad, gradient, atol=1e-5)
+    assert max(float(gradient.abs().max()) for gradient in fast) > 1e-3
+
+
+def random_adapter(base, seed=0, settings=SETTINGS):
+    """Both factors random, so that nothing is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with _trainable(base, settings, None, seed) as (_, learnt):
+        adapter = learnt()
+    return Adapter({name: 0.1 * torch.randn(weight.shape, generator=generator)
+                    for name, weight in adapter.weights.items()}, adapter.lora_config)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_frozen_activation_training_equals_plain_training(base, method, monkeypatch):
+    settings = replace(SETTINGS, method=method, learning_rate=1e-2 if method == "lora" else 1e-3)
+    fast = tune(base, TEXTS, settings, seed=3)
+    # The same steps, each through the whole model on padded rows.
+    monkeypatch.setattr("point_in_space_sim.fine_tuning.packed_loss",
+                        lambda base, texts, activations, backward: padded_loss(base, texts).backward())
+    plain = tune(base, TEXTS, settings, seed=3)
+    assert fast.weights.keys() == plain.weights.keys()
+    for name in fast.weights:
+        assert torch.allclose(fast.weights[name], plain.weights[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_tuning_learns_and_leaves_the_base_alone(base, method):
+    before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+    activations = frozen_activations(base, TEXTS, SETTINGS)
+    adapter = tune(base, TEXTS, replace(SETTINGS, method=method, epochs=20), seed=0, activations=activations)
+    after = base.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    untuned = packed_loss(base, TEXTS, activations, backward=False)
+    with merged(base, adapter):
+        assert packed_loss(base, TEXTS, activations, backward=False) < 0.7 * untuned
+        once = packed_loss(base, TEXTS, activations, backward=False)
+    assert all(torch.equal(before[name], weight) for name, weight in base.model.state_dict().items())
+    more = tune(base, TEXTS, replace(SETTINGS, method=method, epochs=20), seed=0, start=adapter,
+                activations=activations)
+    with merged(base, more):
+        assert packed_loss(base, TEXTS, activations, backward=False) < once
+
+
+def test_same_seed_same_adapter(base):
+    first, again, other = (tune(base, TEXTS, SETTINGS, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first.weights[name], again.weights[name]) for name in first.weights)
+    assert any(not torch.equal(first.weights[name], other.weights[name]) for name in first.weights)
+
+
+def test_only_upper_layers_are_tuned(base):
+    adapter = tune(base, TEXTS, SETTINGS, seed=0)
+    assert {name.split("layers.")[1].split(".")[0] for name in adapter.weights} == {"2", "3"}
+    assert len({name.split(".lora_")[0] for name in adapter.weights}) == 2 * 7
+
+
+def test_saved_adapter_loads_with_peft_and_merges_to_equal_logits(base, tmp_path):
+    adapter = tune(base, TEXTS, SETTINGS, seed=0)
+    save_adapter(adapter, tmp_path / "kept", base)
+    fresh = AutoModelForCausalLM.from_pretrained(base.folder)
+    attached = logits_of(PeftModel.from_pretrained(fresh, str(tmp_path / "kept")), base)
+    with merged(base, adapter):
+        assert torch.allclose(logits_of(base.model, base), attached, atol=1e-4)
+    assert not torch.allclose(logits_of(base.model, base), attached, atol=1e-2)
+    loaded = load_adapter(tmp_path / "kept")
+    assert all(torch.equal(loaded.weights[name], adapter.weights[name]) for name in adapter.weights)
+    assert json.loads((tmp_path / "kept/adapter_config.json").read_text())["base_model_name_or_path"] == base.name
+    further = tune(base, TEXTS, SETTINGS, seed=5, start=adapter)
+    from_disk = tune(base, TEXTS, SETTINGS, seed=5, start=loaded)
+    assert all(torch.equal(further.weights[name], from_disk.weights[name]) for name in further.weights)
+
+
+def test_full_weights_are_saved_as_a_model(base, tmp_path):
+    adapter = tune(base, TEXTS, replace(SETTINGS, method="full", learning_rate=1e-3), seed=0)
+    save_adapter(adapter, tmp_path / "kept", base)
+    with merged(base, adapter):
+        expected = logits_of(base.model, base)
+    assert torch.allclose(logits_of(load_base_model(str(tmp_path / "kept"), "cpu", torch.float32).model, base), expected,
+                          atol=1e-5)
+
+
+def test_average_is_that_of_the_weight_changes(base, tmp_path):
+    adapters = [random_adapter(base, seed) for seed in (1, 2, 3)]
+    module = "model.layers.3.mlp.down_proj.weight"
+    frozen = base.model.get_parameter(module).clone()
+    changes = []
+    for adapter in adapters:
+        with merged(base, adapter):
+            changes.append(base.model.get_parameter(module) - frozen)
+    mean = torch.stack(changes).mean(0)
+    exact, share = average_adapters(adapters)
+    assert share == pytest.approx(1.0) and exact.lora_config.r == 12
+    with merged(base, exact):
+        assert torch.allclose(base.model.get_parameter(module) - frozen, mean, atol=1e-5)
+        expected = logits_of(base.model, base)
+    save_adapter(exact, tmp_path, base)
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.folder), str(tmp_path))
+    assert torch.allclose(logits_of(peft, base), expected, atol=1e-4)
+
+    short, share = average_adapters(adapters, rank=4)
+    with merged(base, short):
+        error = base.model.get_parameter(module) - frozen - mean
+    singular = torch.linalg.svdvals(mean)
+    assert float(error.norm()) == pytest.approx(float(singular[4:].norm()), rel=1e-3)  # Eckart and Young
+    assert 0 < share < 1 and short.lora_config.r == 4
+    same, share = average_adapters([adapters[0]] * 3, rank=4)
+    assert share == pytest.approx(1.0)
+    with merged(base, same):
+        assert torch.allclose(base.model.get_parameter(module) - frozen, changes[0], atol=1e-5)
+
+
+def test_other_architectures_train_through_their_own_forward(gpt2, tmp_path):
+    before = float(padded_loss(gpt2, TEXTS))
+    adapter = tune(gpt2, TEXTS, replace(SETTINGS, epochs=20), seed=0)
+    with merged(gpt2, adapter):
+        assert float(padded_loss(gpt2, TEXTS)) < 0.8 * before
+        expected = logits_of(gpt2.model, gpt2)
+    save_adapter(adapter, tmp_path, gpt2)
+    attached = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(gpt2.folder), str(tmp_path))
+    assert torch.allclose(logits_of(attached, gpt2), expected, atol=1e-4)
+
+
+def test_comments_in_a_pack_do_not_see_each_other(base):
+    alone = frozen_activations(base, [TEXTS[1]], SETTINGS).comments[TEXTS[1]]
+    packed = frozen_activations(base, TEXTS, SETTINGS).comments[TEXTS[1]]
+    assert torch.allclose(alone, packed, atol=1e-5)
+    tokens = torch.tensor([[*base.prompt, *encode_comment(base, TEXTS[1])[:-1]]])
+    plain = run_layers(base.model, base.model.model.embed_tokens(tokens), torch.arange(tokens.shape[1])[None], last=2)
+    assert torch.allclose(packed, plain[0, len(base.prompt) :], atol=1e-5)
+
+
+def test_chat_jsonl(tmp_path):
+    write_chat_jsonl(["so glad 🎉", 'he said "no"'], tmp_path / "a.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["messages"][1]["content"] for line in lines] == ["so glad 🎉", 'he said "no"']
+    assert all(line["messages"][0] == {"role": "user", "content": "Write a Reddit comment."} for line in lines)
+
+
+def test_bad_input(base, tmp_path):
+    with pytest.raises(InputError, match="no comments"):
+        tune(base, [], SETTINGS, seed=0)
+    with pytest.raises(InputError, match="above zero"):
+        tune(base, TEXTS, replace(SETTINGS, epochs=0), seed=0)
+    with pytest.raises(InputError, match="cannot read an adapter"):
+        load_adapter(tmp_path)
+    with pytest.raises(InputError, match="other method"):
+        tune(base, TEXTS, replace(SETTINGS, method="full"), seed=0, start=random_adapter(base))
+
+
+def test_smollm2_learns_a_comment():
+    base = load_base_model(DEFAULT_BASE_MODEL, "cpu")
+    assert base.has_plain_layers
+    settings = TuningSettings(layers=2, epochs=6, batch_size=2)
+    texts = ["I am so happy for you!", "What a wonderful surprise, thank you."]
+    activations = frozen_activations(base, texts, settings)
+    before = packed_loss(base, texts, activations, backward=False)
+    with merged(base, tune(base, texts, settings, seed=0, activations=activations)):
+        assert packed_loss(base, texts, activations, backward=False) < 0.7 * before

@@ -1,0 +1,50 @@
+"""Tiny random language models with the real config classes, saved to a folder as a hub model would be."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> int:
+    """Trains a byte-level BPE on a few words, saves it, and returns its vocabulary size."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<|im_start|>", "<|im_end|>"],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(["what a wonderful day", "thank you so much for the help", "user assistant"] * 3,
+                                  trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>",
+                                   pad_token="<|im_end|>")
+    fast.chat_template = chat_template
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def save_tiny_llama(folder: Path, seed: int = 0, layers: int = 4) -> Path:
+    """A Llama of 4 layers, 32 wide, 4 query heads on 2 key heads; weights large enough that its logits differ."""
+    vocabulary = save_tokenizer(folder)
+    config = LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+                         bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=True,
+                         initializer_range=0.2)
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_gpt2(folder: Path, seed: int = 0) -> Path:
+    """A GPT-2, whose layers are not Llama's, with a tokenizer that has no chat template."""
+    vocabulary = save_tokenizer(folder, chat_template=None)
+    config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=0,
+                        eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.2)
+    torch.manual_seed(seed)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
