@@ -1,5 +1,6 @@
 """Users as vectors: mean ratings by genre from GroupLens files, or a ready matrix."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,27 +96,33 @@ def read_matrix(path: str | Path) -> Preferences:
 
 
 def draw_crowds(
-    preferences: Preferences, num_users: int, num_runs: int, seed: np.random.SeedSequence, *, first_users: bool = False
+    preferences: Preferences, num_users: int, seeds: Sequence[np.random.SeedSequence], *, first_users: bool = False
 ) -> Crowd:
-    """Each run's own expert, crowd and model, so that everything that is compared starts from the same.
+    """Each run's own expert, crowd and model, from the run's seed, so that all that is compared starts from the same.
 
     The expert is one user at random and leaves the crowd; the model starts uniform in [0, 5]^d. The crowd is drawn
     from all users, or, with first_users (the original study), is what the expert leaves of the first num_users + 1.
     Raises InputError where there are too few users.
     """
     available, d = preferences.vectors.shape
-    if num_users + 1 > available:
-        raise InputError(f"--num-users {num_users}: the data hold {available} users; at most {available - 1} and an expert")
-    members = np.empty((num_runs, num_users + 1), dtype=int)
-    models = np.empty((num_runs, d))
-    for run, child in enumerate(seed.spawn(num_runs)):
-        rng = np.random.default_rng(child)
+    check_enough_users(preferences, num_users)
+    members = np.empty((len(seeds), num_users + 1), dtype=int)
+    models = np.empty((len(seeds), d))
+    for run, seed in enumerate(seeds):
+        rng = np.random.default_rng(seed)
         pool = num_users + 1 if first_users else available
         members[run] = rng.permutation(pool)[: num_users + 1]
         models[run] = rng.uniform(0, 5, d)
     members[:, 1:].sort(axis=1)
     vectors = preferences.vectors[members]
     return Crowd(preferences.user_ids[members[:, 1:]], vectors[:, 1:], vectors[:, 0], models)
+
+
+def check_enough_users(preferences: Preferences, num_users: int) -> None:
+    """Raises InputError where a crowd and an expert are more than the data hold."""
+    have = len(preferences.user_ids)
+    if num_users >= have:
+        raise InputError(f"--num-users {num_users}: the data hold {have} users; at most {have - 1} and an expert")
 
 
 def _read_csv(path: str | Path, **options: object) -> pd.DataFrame:

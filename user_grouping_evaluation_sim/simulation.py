@@ -57,7 +57,7 @@ def simulate(
     rng: np.random.Generator,
 ) -> Simulated:
     """Runs the protocol for every run of the crowd. Raises InputError where a user's own function misbehaves."""
-    runs, n, d = crowd.users.shape
+    runs, n, _ = crowd.users.shape
     expert = crowd.experts[:, None]
     model = crowd.models.copy()
     standing = Standing(np.ones((runs, n)))

@@ -1,0 +1,147 @@
+"""Simulate a crowd from genre preferences, group it, judge candidates, pay points, check the points by Shapley values.
+
+Writes figures (.png, .pdf) and tables (.csv) to the run's folder. Groupings, metrics and scorings are named, or your
+own as module:function.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # not this folder, whose module names are not meant to be imported bare
+
+from experiment.command_line import NOT_IDENTITY, run_script  # noqa: E402
+from user_grouping_evaluation_sim.settings import PRESETS, Settings, check_settings, settings_to_run  # noqa: E402
+
+if TYPE_CHECKING:  # imported where they are used: --help is to answer at once
+    from experiment.run_folder import Arrays, RunFolder
+    from user_grouping_evaluation_sim.preferences import Preferences
+    from user_grouping_evaluation_sim.sweep import Task
+
+RESULTS = ROOT / "results" / "user_grouping_evaluation_sim"
+
+
+def main(settings: Settings) -> None:
+    check_settings(settings)
+    from experiment.run_folder import open_run
+    from user_grouping_evaluation_sim.preferences import check_enough_users
+    from user_grouping_evaluation_sim.sweep import finish_tasks, tasks_of
+
+    folder = settings.output_dir or RESULTS / (settings.preset + ("-sweep" if settings.sweep else ""))
+    preferences, hashes = read_preferences(settings)
+    settings_run = settings_to_run(settings)
+    check_enough_users(preferences, max(users for users, _ in settings_run))
+    tasks = tasks_of(settings, settings_run, preferences.vectors.shape[1])
+    print(describe(settings, settings_run, tasks, preferences), flush=True)
+    if settings.dry_run:
+        return
+    with open_run(folder, identity_of(settings, hashes), overwrite=settings.overwrite, resume=settings.resume) as run:
+        if run.finished:
+            print(f"already complete: {folder} (--overwrite runs it again)")
+            return
+        with run.stage("simulation and Shapley values"):
+            done = finish_tasks(run, settings, preferences, tasks)
+        write_results(run, settings, preferences, settings_run, done)
+        run.finish(dimensions=list(preferences.dimensions))
+    print(f"results: {folder}")
+
+
+def read_preferences(settings: Settings) -> "tuple[Preferences, dict[str, str]]":
+    """The users' vectors, and the SHA-256 of the files they were read from."""
+    from experiment.files import sha256_file
+    from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
+
+    if settings.preferences is not None:
+        return read_matrix(settings.preferences), {"preferences": sha256_file(settings.preferences)}
+    preferences = read_movielens(settings.ratings, settings.movies, keep_no_genres=settings.keep_no_genres)
+    return preferences, {"ratings": sha256_file(settings.ratings), "movies": sha256_file(settings.movies)}
+
+
+def identity_of(settings: Settings, hashes: dict[str, str]) -> dict[str, object]:
+    """All that decides the results: settings, the data's content (not where it lies), the user's own code."""
+    import importlib
+
+    from experiment.files import sha256_file
+
+    skipped = (*NOT_IDENTITY, "dry_run", "preferences", "ratings", "movies")
+    identity: dict[str, object] = {key: value for key, value in asdict(settings).items() if key not in skipped}
+    own = [name for name in (*settings.grouping, *settings.metric, *settings.scoring) if ":" in name]
+    files = {name: importlib.import_module(name.partition(":")[0]).__file__ for name in own}
+    return identity | {
+        "data_sha256": hashes,
+        "code_sha256": {name: sha256_file(str(file)) for name, file in files.items()},
+    }
+
+
+def describe(
+    settings: Settings, cells: Sequence[tuple[int, int]], tasks: "Sequence[Task]", preferences: "Preferences"
+) -> str:
+    """The first line a user sees: what runs, on what, about how long."""
+    n, d = preferences.vectors.shape
+    combinations = len(settings.grouping) * len(settings.metric) * len(settings.scoring)
+    where = f"{settings.backend} cluster" if settings.backend in ("dask", "ray") else f"{settings.jobs} processes"
+    what = f"{settings.num_users} users in {settings.num_groups} groups"
+    if len(cells) > 1:
+        what += f" and {len(cells) - 1} more settings"
+    seconds = sum(map(_rough_seconds(settings), tasks)) / settings.jobs + 4
+    return (
+        f"{what}: {settings.num_runs} runs of {settings.num_rounds} rounds for each of {combinations} combinations, "
+        f"drawn from {n} users x {d} dimensions; {where}, about {max(1, round(seconds))} s"
+    )
+
+
+def _rough_seconds(settings: Settings) -> "Callable[[Task], float]":
+    """Orders of magnitude on one core of 2023; only the estimate that is printed depends on them."""
+
+    from user_grouping_evaluation_sim.sweep import Validation
+
+    def seconds(task: "Task") -> float:
+        if isinstance(task, Validation):
+            a_run = {"hull": 1e-3, "kernel": 0.3}.get(task.method, 0.02 if task.metric == "l2" else 0.05)
+            return task.num_runs * a_run
+        rounds = settings.num_rounds * task.num_runs * task.num_users
+        replayed = 0.0 if task.scoring == "marginal" else 0.6 * min(1.5 * task.num_users / task.num_groups, 60) + 10
+        return rounds * (2.5e-7 + 3e-8 * replayed)
+
+    return seconds
+
+
+def write_results(
+    run: "RunFolder",
+    settings: Settings,
+    preferences: "Preferences",
+    settings_run: Sequence[tuple[int, int]],
+    done: "dict[str, Arrays]",
+) -> None:
+    """Tables, then figures."""
+    import numpy as np
+
+    from experiment.files import replace_atomically
+    from experiment.parallel import parallel_map
+    from user_grouping_evaluation_sim import tables
+    from user_grouping_evaluation_sim.plots import draw, figures_of
+    from user_grouping_evaluation_sim.sweep import cells_of, crowd_of
+
+    with run.stage("tables"):
+        cells = cells_of(settings, preferences, done, *settings_run[0])
+        frames = tables.run_tables(cells)
+        if settings.sweep:
+            grid = [
+                pair for pair in settings_run if pair[0] in settings.sweep_users and pair[1] in settings.sweep_groups
+            ]
+            by_setting = {pair: tables.runs_table(cells_of(settings, preferences, done, *pair)) for pair in grid}
+            frames |= tables.sweep_tables(by_setting, np.random.default_rng(settings.seed))
+        for name, frame in frames.items():
+            with replace_atomically(run.path / f"{name}.csv") as temporary:
+                frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    with run.stage("figures"):
+        figures = figures_of(run.path, frames, cells, crowd_of(settings, preferences, settings.num_users, 0, 1))
+        for _ in parallel_map(draw, figures, jobs=settings.jobs, description="drawing"):
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, Settings, PRESETS))

@@ -1,0 +1,115 @@
+"""The options of run.py, its presets, and what they must be."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiment.command_line import CommonSettings, check_name, check_range, named_function
+from experiment.errors import InputError
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "movielens"
+
+
+@dataclass(frozen=True)
+class Settings(CommonSettings):
+    num_users: int = 75
+    """Users in the crowd, the expert not counted."""
+    num_groups: int = 4
+    """Groups a round; each makes one candidate."""
+    num_rounds: int = 100
+    num_runs: int = 50
+    """Independent repetitions, each with its own expert, crowd and starting model."""
+    delta: float = 0.1
+    """Step of a candidate from the model towards its group's centroid, in (0, 1]."""
+    error_probability: float = 0.05
+    """Probability that a round takes a random candidate that is not the best, in [0, 1]."""
+    grouping: tuple[str, ...] = ("random", "epsilon_greedy", "interleaved")
+    """Who works together: see grouping.py."""
+    metric: tuple[str, ...] = ("l2", "l1", "dot")
+    """How candidates are valued: see metrics.py."""
+    scoring: tuple[str, ...] = ("marginal", "attributed")
+    """What users earn: see scoring.py."""
+    preferences: Path | None = None
+    """A user x dimension matrix (.csv; first column the user id) in place of MovieLens."""
+    ratings: Path = DATA / "ratings.csv.gz"
+    """GroupLens ratings (.csv or .csv.gz)."""
+    movies: Path = DATA / "movies.csv.gz"
+    """GroupLens movies (.csv or .csv.gz)."""
+    first_users: bool = False
+    """Draw the crowd from the first users by id, as the study did, and not from all."""
+    keep_no_genres: bool = False
+    """Count "(no genres listed)" as a genre, as the study did."""
+    negative_points_weigh: bool = False
+    """Weigh users by their points squared even where these are negative, as the study did."""
+    shapley: str = "auto"
+    """How Shapley values are computed (see shapley.py), or none."""
+    shapley_precision: float = 0.01
+    """Largest standard error of a Shapley value, as a share of the values' standard deviation."""
+    kernel_runs: int = 10
+    """This many runs are validated by shap.KernelExplainer too, as the study did, to show its noise."""
+    sweep: bool = False
+    """Also run every number of users and of groups below."""
+    sweep_users: tuple[int, ...] = (10, 25, 50, 75, 100)
+    sweep_groups: tuple[int, ...] = (2, 3, 4, 5)
+    backend: str = "loky"
+    """Where work runs: loky, threading, dask or ray."""
+    scheduler: str | None = None
+    """Address of the dask or ray cluster to use."""
+    dry_run: bool = False
+    """Print what would run, and stop."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "first_users": True,
+        "keep_no_genres": True,
+        "negative_points_weigh": True,
+        "scoring": ("marginal",),
+    },
+    "quick": {"num_users": 20, "num_rounds": 20, "num_runs": 6, "kernel_runs": 2},
+}
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises InputError for names and numbers that cannot be."""
+    from user_grouping_evaluation_sim.shapley import METHODS
+
+    for option, names in (("grouping", settings.grouping), ("metric", settings.metric), ("scoring", settings.scoring)):
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"--{option} {' '.join(names)}: name at least one, and each once")
+        for name in names:
+            named_function(f"--{option}", name, registry(option))
+    check_name("--shapley", settings.shapley, [*METHODS, "none"])
+    for option in ("num_users", "num_groups", "num_rounds", "num_runs", "jobs"):
+        check_range(f"--{option.replace('_', '-')}", getattr(settings, option), 1, 10**9)
+    check_range("--delta", settings.delta, 0, 1, open_low=True)
+    check_range("--error-probability", settings.error_probability, 0, 1)
+    check_range("--shapley-precision", settings.shapley_precision, 0, 1, open_low=True)
+    check_range("--kernel-runs", settings.kernel_runs, 0, 10**9)
+    check_range("--seed", settings.seed, 0, 2**63)
+    if settings.sweep and not (settings.sweep_users and settings.sweep_groups):
+        raise InputError("--sweep: --sweep-users and --sweep-groups need at least one number each")
+    for users, groups in settings_to_run(settings):
+        if min(users, groups) < 1:
+            raise InputError(f"{users} users in {groups} groups: both must be at least 1")
+        if groups > users:
+            raise InputError(f"--num-groups {groups}: more groups than the {users} users; lower it")
+
+
+def registry(option: str) -> dict[str, Callable[..., Any]]:
+    """The known functions of --grouping, --metric or --scoring."""
+    if option == "grouping":
+        from user_grouping_evaluation_sim.grouping import GROUPINGS as known
+    elif option == "metric":
+        from user_grouping_evaluation_sim.metrics import METRICS as known  # type: ignore[assignment]
+    else:
+        from user_grouping_evaluation_sim.scoring import SCORINGS as known  # type: ignore[assignment]
+    return dict(known)
+
+
+def settings_to_run(settings: Settings) -> list[tuple[int, int]]:
+    """(num_users, num_groups), the main one first."""
+    grid = [(users, groups) for users in settings.sweep_users for groups in settings.sweep_groups]
+    return list(dict.fromkeys([(settings.num_users, settings.num_groups), *(grid if settings.sweep else [])]))

@@ -1,0 +1,217 @@
+"""A run as independent tasks: the Shapley values and the competitions of every setting and combination."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+
+import numpy as np
+
+from experiment.command_line import named_function
+from experiment.parallel import parallel_map
+from experiment.run_folder import Arrays, RunFolder, load_arrays, save_arrays
+from user_grouping_evaluation_sim.hull import hull_distance
+from user_grouping_evaluation_sim.preferences import Crowd, Preferences, draw_crowds
+from user_grouping_evaluation_sim.settings import Settings, registry
+from user_grouping_evaluation_sim.shapley import shapley_values
+from user_grouping_evaluation_sim.simulation import Protocol, Trace, simulate
+from user_grouping_evaluation_sim.tables import Cell
+
+KERNEL_EVALUATIONS = 10_000  # the study's budget for shap.KernelExplainer
+RUNS_A_TASK = 10  # of Shapley values
+NUMBERS_A_TASK = 20_000_000  # users' coordinates that a simulation task holds
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Task: Shapley values of some runs, or with method "hull" the distances to the hull."""
+
+    num_users: int
+    metric: str
+    method: str
+    first_run: int
+    num_runs: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.num_users}-{_safe(self.metric)}-{self.first_run}-{self.num_runs}"
+
+
+@dataclass(frozen=True)
+class Competition:
+    """Task: the simulation of some runs of one combination."""
+
+    num_users: int
+    num_groups: int
+    grouping: str
+    metric: str
+    scoring: str
+    first_run: int
+    num_runs: int
+
+    @property
+    def name(self) -> str:
+        parts = (self.grouping, self.metric, self.scoring)
+        return "-".join(["run", str(self.num_users), str(self.num_groups), *map(_safe, parts), str(self.first_run)])
+
+
+Task = Validation | Competition
+
+
+def _safe(name: str) -> str:
+    return name.replace(":", ".").replace("/", ".")
+
+
+def tasks_of(settings: Settings, cells: Sequence[tuple[int, int]], dimensions: int) -> list[Task]:
+    tasks: list[Task] = []
+
+    def blocks(num_runs: int, size: int) -> Iterator[tuple[int, int]]:
+        return ((first, min(size, num_runs - first)) for first in range(0, num_runs, size))
+
+    for users in dict.fromkeys(users for users, _ in cells):
+        tasks += [Validation(users, "", "hull", *block) for block in blocks(settings.num_runs, 1000)]
+        for metric in settings.metric:
+            if settings.shapley == "none":
+                continue
+            if users == settings.num_users:
+                tasks += [
+                    Validation(users, metric, "kernel", *block)
+                    for block in blocks(min(settings.kernel_runs, settings.num_runs), 2)
+                ]
+            tasks += [
+                Validation(users, metric, settings.shapley, *block) for block in blocks(settings.num_runs, RUNS_A_TASK)
+            ]
+    for users, groups in cells:
+        size = max(1, NUMBERS_A_TASK // (users * dimensions))
+        for grouping in settings.grouping:
+            for metric in settings.metric:
+                for scoring in settings.scoring:
+                    tasks += [
+                        Competition(users, groups, grouping, metric, scoring, *block)
+                        for block in blocks(settings.num_runs, size)
+                    ]
+    return tasks
+
+
+def finish_tasks(
+    run: RunFolder, settings: Settings, preferences: Preferences, tasks: Sequence[Task]
+) -> dict[str, Arrays]:
+    """Every task's arrays by name; those of an earlier, interrupted run are loaded, each other is saved when done."""
+    done = {task.name: load_arrays(run.part_path(f"{task.name}.npz")) for task in tasks}
+    missing = [task for task in tasks if done[task.name] is None]
+    results = parallel_map(
+        partial(perform, settings, preferences),
+        missing,
+        jobs=settings.jobs,
+        backend=settings.backend,
+        scheduler=settings.scheduler,
+        description="simulating",
+    )
+    for task, arrays in zip(missing, results, strict=True):
+        save_arrays(run.part_path(f"{task.name}.npz"), arrays)
+        done[task.name] = arrays
+    return {name: arrays for name, arrays in done.items() if arrays is not None}
+
+
+def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
+    """One task, wherever it runs. Its random numbers follow from the seed and its name alone."""
+    crowd = crowd_of(settings, preferences, task.num_users, task.first_run, task.num_runs)
+    if isinstance(task, Validation):
+        if task.method == "hull":
+            return {"hull": np.array([hull_distance(*pair) for pair in zip(crowd.users, crowd.experts, strict=True)])}
+        metric = named_function("--metric", task.metric, registry("metric"))
+        estimates = [
+            shapley_values(
+                users,
+                expert,
+                metric,
+                method=task.method,
+                precision=settings.shapley_precision,
+                max_evaluations=KERNEL_EVALUATIONS if task.method == "kernel" else None,
+                seed=_stream(settings, f"shapley {task.metric} {task.method} {task.num_users}", task.first_run + run),
+            )
+            for run, (users, expert) in enumerate(zip(crowd.users, crowd.experts, strict=True))
+        ]
+        return {
+            "values": np.array([estimate.values for estimate in estimates]),
+            "standard_errors": np.array([estimate.standard_errors for estimate in estimates]),
+        }
+    simulated = simulate(
+        crowd,
+        named_function("--grouping", task.grouping, registry("grouping")),
+        named_function("--metric", task.metric, registry("metric")),
+        named_function("--scoring", task.scoring, registry("scoring")),
+        Protocol(
+            task.num_groups,
+            settings.num_rounds,
+            settings.delta,
+            settings.error_probability,
+            settings.negative_points_weigh,
+        ),
+        np.random.default_rng(_stream(settings, f"competition {task.name}", task.first_run)),
+    )
+    arrays = {"distances": simulated.distances, "points": simulated.points}
+    if task.first_run == 0:
+        arrays |= {f"trace_{name}": value for name, value in vars(simulated.trace).items()}
+    return arrays
+
+
+def crowd_of(settings: Settings, preferences: Preferences, num_users: int, first: int, count: int) -> Crowd:
+    """The crowds of the runs first .. first + count - 1; the same for every combination."""
+    seeds = [_stream(settings, f"crowd {num_users}", first + run) for run in range(count)]
+    return draw_crowds(preferences, num_users, seeds, first_users=settings.first_users)
+
+
+def _stream(settings: Settings, purpose: str, run: int) -> np.random.SeedSequence:
+    """A random stream of its own for every purpose and run, from the one seed."""
+    return np.random.SeedSequence(settings.seed, spawn_key=(zlib.crc32(purpose.encode()), run))
+
+
+def cells_of(
+    settings: Settings, preferences: Preferences, done: dict[str, Arrays], num_users: int, num_groups: int
+) -> list[Cell]:
+    """The finished combinations of one setting."""
+    tasks = tasks_of(settings, [(num_users, num_groups)], preferences.vectors.shape[1])
+    crowd = crowd_of(settings, preferences, num_users, 0, settings.num_runs)
+    missing = np.full(crowd.user_ids.shape, np.nan)
+
+    def joined(array: str, **wanted: object) -> np.ndarray | None:
+        parts = [
+            done[task.name][array]
+            for task in tasks
+            if array in done[task.name] and all(getattr(task, key, None) == value for key, value in wanted.items())
+        ]
+        return np.concatenate(parts) if parts else None
+
+    def trace(array: str, names: dict[str, str]) -> np.ndarray:
+        found = joined(array, **names)
+        assert found is not None
+        return found
+
+    cells = []
+    for grouping in settings.grouping:
+        for metric in settings.metric:
+            shapley = joined("values", metric=metric, method=settings.shapley)
+            errors = joined("standard_errors", metric=metric, method=settings.shapley)
+            kernel = joined("values", metric=metric, method="kernel") if num_users == settings.num_users else None
+            for scoring in settings.scoring:
+                names = {"grouping": grouping, "metric": metric, "scoring": scoring}
+                distances, points = joined("distances", **names), joined("points", **names)
+                hull = joined("hull", method="hull")
+                assert distances is not None
+                assert points is not None
+                assert hull is not None
+                cells.append(
+                    Cell(
+                        (grouping, metric, scoring),
+                        crowd.user_ids,
+                        distances,
+                        points,
+                        hull,
+                        missing if shapley is None else shapley,
+                        missing if errors is None else errors,
+                        missing[:0] if kernel is None else kernel,
+                        Trace(**{field.name: trace(f"trace_{field.name}", names) for field in fields(Trace)}),
+                    )
+                )
+    return cells

@@ -1,0 +1,204 @@
+"""The tables a run writes, made from what the simulation and the Shapley estimates gave."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from experiment.statistics import mean_interval
+from user_grouping_evaluation_sim.simulation import Trace
+
+COMBINATION = ["grouping", "metric", "scoring"]
+SUMMARISED = [
+    "start_distance",
+    "final_distance",
+    "hull_distance",
+    "regret",
+    "rounds_to_converge",
+    "pearson",
+    "spearman",
+]
+SETTLED = 0.05  # a run has converged when it stays within this share of its whole way from where it ends
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All runs of one combination. user_ids, points, shapley, standard_errors: (R, n). distances: (R, T + 1).
+    hull: (R,). kernel: (K, n), the study's estimate for the first K runs. trace: of the first run."""
+
+    combination: tuple[str, str, str]
+    user_ids: np.ndarray
+    distances: np.ndarray
+    points: np.ndarray
+    hull: np.ndarray
+    shapley: np.ndarray
+    standard_errors: np.ndarray
+    kernel: np.ndarray
+    trace: Trace
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson's correlation along the last axis; NaN where a side does not vary. (..., n) -> (...)"""
+    a = a - a.mean(axis=-1, keepdims=True)
+    b = b - b.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the last axis, ties at their mean rank. (..., n) -> (...)"""
+    return pearson(rankdata(a, axis=-1), rankdata(b, axis=-1))
+
+
+def rounds_to_converge(distances: np.ndarray) -> np.ndarray:
+    """(R, T + 1) -> (R,): the first round after which a run stays within 5 % of its way from its final distance."""
+    way = np.abs(distances[:, :1] - distances[:, -1:])
+    outside = np.abs(distances - distances[:, -1:]) > SETTLED * way
+    return np.where(outside.any(axis=1), distances.shape[1] - outside[:, ::-1].argmax(axis=1), 0)
+
+
+def regret(runs: pd.DataFrame) -> pd.Series:
+    """(final - hull) / (start - hull): 0 at the crowd's geometric limit, 1 where nothing was gained."""
+    return (runs["final_distance"] - runs["hull_distance"]) / (runs["start_distance"] - runs["hull_distance"])
+
+
+def run_tables(cells: Sequence[Cell]) -> dict[str, pd.DataFrame]:
+    """The tables of one setting, by file name."""
+    runs = runs_table(cells)
+    frames = {"runs": runs, "rounds": rounds_table(cells), "points": points_table(cells)}
+    frames |= {"summary": summary_table(runs), "paired": paired_table(runs)}
+    return frames | ({"estimators": estimators_table(cells)} if len(cells[0].kernel) else {})
+
+
+def sweep_tables(
+    runs_by_setting: Mapping[tuple[int, int], pd.DataFrame], rng: np.random.Generator
+) -> dict[str, pd.DataFrame]:
+    """The tables over all settings (num_users, num_groups), by file name."""
+    summaries = [
+        summary_table(runs).assign(num_users=users, num_groups=groups)
+        for (users, groups), runs in runs_by_setting.items()
+    ]
+    return {"sweep": pd.concat(summaries, ignore_index=True), "best": best_table(runs_by_setting, rng)}
+
+
+def runs_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    frames = []
+    for cell in cells:
+        spread = cell.shapley.std(axis=1)
+        columns = {
+            "run": np.arange(len(cell.points)),
+            "start_distance": cell.distances[:, 0],
+            "final_distance": cell.distances[:, -1],
+            "hull_distance": cell.hull,
+            "rounds_to_converge": rounds_to_converge(cell.distances),
+            "pearson": pearson(cell.points, cell.shapley),
+            "spearman": spearman(cell.points, cell.shapley),
+            "shapley_standard_error": cell.standard_errors.max(axis=1) / np.where(spread > 0, spread, 1),
+        }
+        frames.append(_labelled(cell, columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def rounds_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    frames = []
+    for cell in cells:
+        runs, rounds = cell.distances.shape
+        run, round_ = np.indices((runs, rounds))
+        columns = {"run": run.ravel(), "round": round_.ravel(), "distance": cell.distances.ravel()}
+        frames.append(_labelled(cell, columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def points_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    frames = []
+    for cell in cells:
+        columns = {
+            "run": np.repeat(np.arange(len(cell.points)), cell.points.shape[1]),
+            "user": cell.user_ids.ravel(),
+            "points": cell.points.ravel(),
+            "shapley": cell.shapley.ravel(),
+            "standard_error": cell.standard_errors.ravel(),
+        }
+        frames.append(_labelled(cell, columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def estimators_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    """The runs that the study's estimator validated too: the correlation of the points with either estimate."""
+    frames = []
+    for cell in cells:
+        count = len(cell.kernel)
+        columns = {
+            "run": np.arange(count),
+            "pearson": pearson(cell.points[:count], cell.shapley[:count]),
+            "pearson_kernel": pearson(cell.points[:count], cell.kernel),
+            "kernel_against_shapley": pearson(cell.kernel, cell.shapley[:count]),
+        }
+        frames.append(_labelled(cell, columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Means over the runs with 95 % intervals (_low, _high), a row a combination, in the order of `runs`."""
+    rows = []
+    for names, group in runs.assign(regret=regret(runs)).groupby(COMBINATION, sort=False):
+        row: dict[str, object] = dict(zip(COMBINATION, names, strict=True)) | {"runs": len(group)}
+        for column in SUMMARISED:
+            row[column], row[f"{column}_low"], row[f"{column}_high"] = mean_interval(group[column].to_numpy())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Differences between combinations that share metric and crowd, run by run: every grouping against the first
+    one, and every scoring against the first one. A row a comparison and measure, with 95 % intervals."""
+    runs = runs.assign(regret=regret(runs)).set_index([*COMBINATION, "run"])
+    rows = []
+    for factor in ("grouping", "scoring"):
+        others = [name for name in COMBINATION if name != factor]
+        reference, *alternatives = runs.index.unique(factor)
+        for alternative in alternatives:
+            difference = runs.xs(alternative, level=factor) - runs.xs(reference, level=factor)
+            for names, group in difference.groupby(others, sort=False):
+                fixed = dict(zip(others, names, strict=True))
+                for measure in ("final_distance", "regret", "pearson"):
+                    mean, low, high = mean_interval(group[measure].to_numpy())
+                    compared = {"compared": factor, "alternative": alternative, "reference": reference}
+                    rows.append(compared | fixed | {"measure": measure, "difference": mean, "low": low, "high": high})
+    columns = ["compared", "alternative", "reference", *COMBINATION, "measure", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=[name for name in columns if rows and any(name in row for row in rows)])
+
+
+def best_table(
+    runs_by_setting: Mapping[tuple[int, int], pd.DataFrame], rng: np.random.Generator, resamples: int = 2000
+) -> pd.DataFrame:
+    """How often, over the settings (num_users, num_groups), each grouping and metric is best, by scoring.
+
+    Best is the least mean final distance or the greatest mean correlation over the runs. The 95 % intervals are of a
+    bootstrap over the runs, the same resample for all combinations, which keeps the pairing.
+    """
+    rows = []
+    first = next(iter(runs_by_setting.values()))
+    for scoring in first["scoring"].unique():
+        for measure, sign in (("final_distance", -1.0), ("pearson", 1.0)):
+            wins = []
+            for runs in runs_by_setting.values():
+                chosen = runs[runs["scoring"] == scoring]
+                table = chosen.pivot(index="run", columns=["grouping", "metric"], values=measure)
+                values = sign * table.to_numpy()
+                picks = rng.integers(len(values), size=(resamples, len(values)))
+                counts = np.stack([np.bincount(pick, minlength=len(values)) for pick in picks])
+                means = np.vstack([np.nanmean(values, axis=0), counts @ np.nan_to_num(values) / len(values)])
+                wins.append(means.argmax(axis=1)[:, None] == np.arange(values.shape[1]))
+            share = np.mean(wins, axis=0)  # (1 + resamples, combinations)
+            low, high = np.quantile(share[1:], [0.025, 0.975], axis=0)
+            for column, (grouping, metric) in enumerate(table.columns):
+                names = {"scoring": scoring, "measure": measure, "grouping": grouping, "metric": metric}
+                rows.append(names | {"best_share": share[0, column], "low": low[column], "high": high[column]})
+    return pd.DataFrame(rows)
+
+
+def _labelled(cell: Cell, columns: dict[str, np.ndarray]) -> pd.DataFrame:
+    return pd.DataFrame(dict(zip(COMBINATION, cell.combination, strict=True)) | columns)
