@@ -1,0 +1,359 @@
+"""Point in space: does a language model, tuned on comments near a point in emotion space, come to write such comments?
+And do competing variants come closer than a single model?
+
+python point_in_space_sim/run.py                           one emotion (joy), all protocols and controls
+python point_in_space_sim/run.py --preset quick            a minute's trial
+python point_in_space_sim/run.py --emotions fear pride     other emotions, added to the run in the same folder
+python point_in_space_sim/run.py --preset all --dry-run    what 28 emotions would take
+"""
+
+import re
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0:1] = [str(ROOT)] if Path(sys.path[0]).resolve() == ROOT / "point_in_space_sim" else [sys.path[0], str(ROOT)]
+
+from experiment.command_line import NOT_IDENTITY, CommonSettings, check_name, check_range, run_script  # noqa: E402
+from experiment.errors import InputError  # noqa: E402
+from point_in_space_sim.corpus import EMOTIONS  # noqa: E402
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from experiment.run_folder import RunFolder
+    from point_in_space_sim.corpus import Corpus
+    from point_in_space_sim.mapper import Mapper
+    from point_in_space_sim.protocols import Game, Workshop
+    from point_in_space_sim.target import Neighbourhood, Target
+
+
+@dataclass(frozen=True)
+class Settings(CommonSettings):
+    emotions: tuple[str, ...] = ("joy",)
+    """GoEmotions labels, or all. A target is the comment that scores highest on the emotion."""
+    target_text: str | None = None
+    """In place of --emotions: a text of your own as the target."""
+    target_emotions: str | None = None
+    """In place of --emotions: a point in emotion space, such as joy=0.7,gratitude=0.3 (all others 0)."""
+    num_seeds: int = 1
+    """How often everything is repeated; --seed is the first seed, the others follow it."""
+    base_model: str = "smollm2-135m"
+    """smollm2-135m (fetched once), a folder, or a Hugging Face id of a causal language model."""
+    mapper: str = "auto"
+    """auto, embedded, roberta (SamLowe/roberta-base-go_emotions), a Hugging Face id, or a folder."""
+    corpus: str = "shipped"
+    """shipped (data/comments), a GoEmotions TSV, a CSV with a column text, or go_emotions (from the hub)."""
+    neighbours: int = 100
+    """How many comments nearest to the target make its neighbourhood."""
+    generations: int = 3
+    """Generations of the competition."""
+    variants: int = 3
+    """Variants a generation."""
+    samples: int = 50
+    """Comments sampled from a model."""
+    tuning: Literal["lora", "full"] = "lora"
+    """LoRA adapters or all weights of the tuned layers."""
+    layers: int | None = None
+    """Upper layers that are tuned. Default, as for all options below: the hyperparameter study's choice."""
+    rank: int | None = None
+    """Rank of the LoRA adapters."""
+    learning_rate: float | None = None
+    """AdamW's learning rate at the start; it falls linearly to zero."""
+    epochs: int | None = None
+    """Times that a variant sees each of its comments."""
+    batch_size: int | None = None
+    """Comments a step of tuning."""
+    temperature: float | None = None
+    """Of sampling."""
+    top_p: float | None = None
+    """Sampling draws from the likeliest tokens that together have this probability."""
+    max_new_tokens: int | None = None
+    """Longest comment, in tokens."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N; auto is CUDA where it is available."""
+    dry_run: bool = False
+    """Say what would be done and about how long it would take, and stop."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "quick": {"generations": 1, "variants": 2, "neighbours": 24, "samples": 8, "epochs": 2, "max_new_tokens": 24},
+    "reference": {
+        "emotions": ("gratitude", "love", "joy", "sadness", "fear", "nervousness"),
+        "num_seeds": 2,
+    },
+    "all": {"emotions": ("all",)},
+}
+
+# SmolLM2-135M on one core that multiplies matrices at 60 GFLOP/s: seconds a comment and epoch, seconds a sample.
+SECONDS_TUNED, SECONDS_SAMPLED, REFERENCE_RATE = 0.10, 0.20, 60e9
+
+
+def check(settings: Settings) -> None:
+    """Raises InputError for settings that no run can have."""
+    from point_in_space_sim.target import parse_mixture, part_sizes
+
+    for name in ("num_seeds", "generations", "samples", "jobs"):
+        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
+    check_range("--seed", settings.seed, 0, 2**63)
+    check_range("--variants", settings.variants, 2, 10**6)
+    check_range("--neighbours", settings.neighbours, 3, 10**6)
+    for name in ("layers", "rank", "epochs", "batch_size", "max_new_tokens"):
+        if (value := getattr(settings, name)) is not None:
+            check_range(f"--{name.replace('_', '-')}", value, 1, 10**6)
+    for name, high in (("learning_rate", 1.0), ("temperature", 100.0), ("top_p", 1.0)):
+        if (value := getattr(settings, name)) is not None:
+            check_range(f"--{name.replace('_', '-')}", value, 0, high, open_low=True)
+    if not settings.emotions:
+        raise InputError("--emotions: name at least one emotion, or all")
+    for emotion in settings.emotions:
+        check_name("--emotions", emotion, [*EMOTIONS, "all"])
+    if settings.target_text is not None and settings.target_emotions is not None:
+        raise InputError("--target-text and --target-emotions: give one of them")
+    if settings.target_text is not None and not settings.target_text.strip():
+        raise InputError("--target-text: is empty")
+    if settings.target_emotions is not None:
+        parse_mixture(settings.target_emotions)
+    part_sizes(settings.neighbours, settings.generations, settings.variants)
+
+
+def target_names(settings: Settings) -> list[str]:
+    """The targets asked for, emotions in GoEmotions order."""
+    if settings.target_text is not None:
+        return [f'"{settings.target_text}"']
+    if settings.target_emotions is not None:
+        return [settings.target_emotions]
+    return [emotion for emotion in EMOTIONS if {emotion, "all"} & set(settings.emotions)]
+
+
+def estimated_seconds(settings: Settings, epochs: int) -> float:
+    """From the number of comments tuned on and sampled, and a measurement of this machine's matrix products."""
+    import time
+
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    from point_in_space_sim.target import planned_work
+
+    tuned, sampled = planned_work(settings.neighbours, settings.generations, settings.variants, settings.samples)
+    matrix = np.ones((768, 768), dtype=np.float32)
+    with threadpool_limits(1):
+        rate = 0.0
+        for _ in range(5):
+            start = time.perf_counter()
+            matrix @ matrix
+            rate = max(rate, 2 * 768**3 / (time.perf_counter() - start))
+    seconds = (tuned * epochs * SECONDS_TUNED + sampled * SECONDS_SAMPLED) * REFERENCE_RATE / rate
+    return seconds * len(target_names(settings)) * settings.num_seeds / min(settings.jobs, 2 * settings.variants + 1)
+
+
+def in_words(seconds: float) -> str:
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {max(5, round(seconds, -1)):.0f} seconds"
+
+
+def plan(settings: Settings, targets: list[str], epochs: int) -> str:
+    """The first line of a run: what, on what, how long."""
+    names = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets"
+    return (
+        f"{names}; {settings.num_seeds} seed{'s' * (settings.num_seeds > 1)}; single, multi "
+        f"({settings.generations} x {settings.variants}), sequential, averaged; {settings.base_model} tuned by "
+        f"{settings.tuning} on {settings.corpus} comments, mapper {settings.mapper}; {settings.jobs} at once on "
+        f"{settings.device}; {in_words(estimated_seconds(settings, epochs))}"
+    )
+
+
+def tuned_settings(settings: Settings) -> tuple[Any, Any]:
+    """(TuningSettings, SamplingSettings): their own defaults but for what the command line gives."""
+    from point_in_space_sim.fine_tuning import TuningSettings
+    from point_in_space_sim.sampling import SamplingSettings
+
+    def given(cls: Any) -> dict[str, Any]:
+        return {field.name: value for field in fields(cls)
+                if (value := getattr(settings, field.name, None)) is not None}  # fmt: skip
+
+    return TuningSettings(method=settings.tuning, **given(TuningSettings)), SamplingSettings(**given(SamplingSettings))
+
+
+def main(settings: Settings) -> None:
+    check(settings)
+    output_dir = settings.output_dir or ROOT / "results" / "point_in_space_sim" / settings.preset
+    tuning, sampling = tuned_settings(settings)
+    print(plan(settings, target_names(settings), tuning.epochs), flush=True)
+    if settings.dry_run:
+        print(f"results would go to {output_dir}")
+        return
+
+    from experiment.run_folder import open_run
+    from point_in_space_sim.assets import cache_folder
+    from point_in_space_sim.base_model import pick_device
+    from point_in_space_sim.corpus import load_corpus
+    from point_in_space_sim.mapper import ROBERTA, map_texts
+    from point_in_space_sim.protocols import Workshop, cached_base_model, cached_mapper
+    from point_in_space_sim.results import answer_in_words
+    from point_in_space_sim.target import find_neighbourhood
+
+    corpus = load_corpus(settings.corpus)
+    device = str(pick_device(settings.device))
+    mapper = cached_mapper(settings.mapper, device)
+    vectors = map_texts(mapper, corpus.texts, cache_folder() / "vectors")
+    neighbourhoods = [find_neighbourhood(target, vectors, settings.neighbours)
+                      for target in targets(settings, corpus, mapper, vectors)]  # fmt: skip
+    base = cached_base_model(settings.base_model, device)
+    identity = {
+        # Targets are no part of it: other ones are added to the run that the folder holds.
+        **{name: value for name, value in asdict(settings).items()
+           if name not in (*NOT_IDENTITY, "preset", "emotions", "target_text", "target_emotions", "dry_run")},
+        **asdict(tuning), **asdict(sampling), "tuning": tuning.method,
+        "device": device.partition(":")[0], "dtype": str(base.dtype).removeprefix("torch."),
+        "mapper": mapper.name, "mapper_sha256": mapper.sha256,
+        "base_model_sha256": base.sha256, "corpus": corpus.name, "corpus_sha256": corpus_hash(corpus),
+    }  # fmt: skip
+    workshop = Workshop(
+        base_model=settings.base_model,
+        # What auto came to here, so that no worker asks the hub again.
+        mapper=("roberta" if mapper.name == ROBERTA else "embedded") if settings.mapper == "auto" else settings.mapper,
+        device=device, tuning=tuning, sampling=sampling, samples=settings.samples,
+        parts=Path(), adapters=Path(), prefix="",
+    )  # fmt: skip
+    if settings.jobs > 1:
+        # The workers load their own.
+        cached_base_model.cache_clear()
+    del base
+    with open_run(output_dir, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
+        summary = play_all(settings, run, workshop, neighbourhoods, corpus, vectors, mapper)
+    print(f"results in {output_dir}: {answer_in_words(summary)}")
+
+
+def targets(settings: Settings, corpus: "Corpus", mapper: "Mapper", vectors: Any) -> "list[Target]":
+    from point_in_space_sim.target import emotion_target, mixture_target, parse_mixture, text_target
+
+    if settings.target_text is not None:
+        text = " ".join(settings.target_text.split())
+        return [text_target(text, mapper([text])[0], corpus.texts)]
+    if settings.target_emotions is not None:
+        return [mixture_target(parse_mixture(settings.target_emotions))]
+    return [emotion_target(emotion, vectors) for emotion in target_names(settings)]
+
+
+def corpus_hash(corpus: "Corpus") -> str:
+    import hashlib
+
+    return hashlib.sha256("\n".join(corpus.texts).encode()).hexdigest()
+
+
+def play_all(
+    settings: Settings, run: "RunFolder", workshop: "Workshop", neighbourhoods: "list[Neighbourhood]",
+    corpus: "Corpus", vectors: Any, mapper: "Mapper",
+) -> "pd.DataFrame":  # fmt: skip
+    """Plays every target and seed that the folder does not hold yet, and writes all files. Gives the summary."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from point_in_space_sim import results
+    from point_in_space_sim.protocols import Game, discard_weights, fulfil_requests, planned_cost, play
+
+    tables = held_tables(run.path) if run.finished else {}
+    held = set(tables["summary"]["emotion"]) if tables else set()
+    missing = [neighbourhood for neighbourhood in neighbourhoods if neighbourhood.target.name not in held]
+    names = [neighbourhood.target.name for neighbourhood in missing]
+    if not missing:
+        print(f"{', '.join(n.target.name for n in neighbourhoods)}: finished before, nothing to do", flush=True)
+        return tables["summary"]
+    comments, draws = [tables["comments"]] if tables else [], [tables["draws"]] if tables else []
+    nearby = [tables["neighbourhoods"]] if tables else []
+    games = [
+        Game(n.target.name, tuple(corpus.texts[i] for i in n.members), n.centroid, seed,
+             settings.generations, settings.variants)
+        for n in missing for seed in range(settings.seed, settings.seed + settings.num_seeds)
+    ]  # fmt: skip
+    cost = planned_cost(games[0], workshop)
+    with (
+        run.stage("tuning and sampling"),
+        tqdm(total=round(cost * len(games)), unit=" comments", dynamic_ncols=True, smoothing=0.05) as progress,
+    ):
+        for done, game in enumerate(games, start=1):
+            name = f"{slug(game.target)}-seed-{game.seed}"
+            progress.set_description(f"{game.target}, seed {game.seed}")
+            own = replace(workshop, parts=run.part_path(name), adapters=run.path / "adapters", prefix=name)
+            drawn = play(game, partial(fulfil_requests, own, game, settings.jobs, progress))
+            write_training(drawn, run.path / "training", name)
+            discard_weights(own)
+            comments.append(results.comment_table(game.target, game.seed, drawn))
+            draws.append(results.draw_table(game.target, game.seed, drawn))
+            # What was done before, and what protocols happened to share.
+            progress.update(cost * done - progress.n)
+    nearby += [results.neighbourhood_table(n, corpus.texts, vectors) for n in missing]
+    return write_results(run, workshop, [*held, *names], comments, draws, nearby, mapper.name)
+
+
+def held_tables(path: Path) -> "dict[str, pd.DataFrame]":
+    """The tables of a finished run."""
+    from point_in_space_sim.results import DRAWS, MODEL, read_csv
+
+    tables = {name: read_csv(path / f"{name}.csv")
+              for name in ("comments", "generations", "neighbourhoods", "summary")}  # fmt: skip
+    return {**tables, "draws": tables["generations"][MODEL + DRAWS]}
+
+
+def write_training(drawn: Any, folder: Path, prefix: str) -> None:
+    """What each variant was tuned on, as chat messages: one file a variant."""
+    from point_in_space_sim.fine_tuning import write_chat_jsonl
+    from point_in_space_sim.protocols import Averaged, Tuned
+
+    for draw, _ in drawn:
+        models = draw.model.models if isinstance(draw.model, Averaged) else (draw.model,)
+        for variant, model in enumerate(models, start=1):
+            if isinstance(model, Tuned):
+                variant = variant if isinstance(draw.model, Averaged) else draw.variant
+                name = f"{prefix}-{draw.protocol}-{draw.generation}-variant-{variant}.jsonl"
+                write_chat_jsonl(model.texts, folder / name)
+
+
+def write_results(
+    run: "RunFolder", workshop: "Workshop", names: list[str], comment_tables: "list[pd.DataFrame]",
+    draw_tables: "list[pd.DataFrame]", neighbourhood_tables: "list[pd.DataFrame]", mapper: str,
+) -> "pd.DataFrame":  # fmt: skip
+    """All of the run's tables, figures and pages, and run.json last: the mark that they are complete."""
+    import pandas as pd
+
+    from point_in_space_sim import plots, results
+
+    names = [*(emotion for emotion in EMOTIONS if emotion in names), *sorted(set(names) - set(EMOTIONS))]
+
+    def together(tables: "list[pd.DataFrame]") -> "pd.DataFrame":
+        # In the emotions' order, in whatever order they were run.
+        table = pd.concat(tables, ignore_index=True)
+        order = table["emotion"].map(names.index).sort_values(kind="stable").index
+        return table.loc[order].reset_index(drop=True)
+
+    with run.stage("tables"):
+        comments, draws, neighbourhoods = map(together, (comment_tables, draw_tables, neighbourhood_tables))
+        generations = results.generation_table(comments, draws, neighbourhoods)
+        summary = results.summary_table(comments, generations, neighbourhoods)
+        for name, table in (("comments", comments), ("generations", generations),
+                            ("neighbourhoods", neighbourhoods), ("summary", summary)):  # fmt: skip
+            results.write_csv(table, run.path / f"{name}.csv")
+    with run.stage("figures"):
+        caption = f"base model {workshop.base_model}, mapper {mapper}"
+        plots.write_figures(run.path, comments, generations, neighbourhoods, summary, caption)
+    run.finish(emotions=names, answer=results.overall(summary))
+    return summary
+
+
+def slug(name: str) -> str:
+    """The target's name as a file name."""
+    from experiment.run_folder import hash_of
+
+    words = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    return name if name in EMOTIONS else f"{words}-{hash_of(name)[:6]}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, Settings, PRESETS))
