@@ -87,7 +87,7 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
             if overwrite:
                 _clear(path)
                 held = None
-            others = [child.name for child in path.iterdir() if child.name != ".lock"]
+            others = [child.name for child in path.iterdir() if child.name not in (".lock", PARTS)]
             if held is None and others:
                 raise InputError(f"{path}: holds other files ({others[0]}); choose another --output-dir")
             if held is not None and any(held.get(key) != value for key, value in identity.items()):
@@ -100,6 +100,8 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
                 raise InputError(
                     f"{path}: holds an unfinished run; leave out --no-resume, or --overwrite to start again"
                 )
+            for stale in path.glob(".*.tmp*"):  # of a process that was killed while it wrote
+                stale.unlink()
             run = RunFolder(path, identity, finished)
             if not finished:
                 run.write_json(f"{PARTS}/identity.json", identity)
@@ -116,7 +118,7 @@ def _held_identity(path: Path) -> dict[str, Any] | None:
             try:
                 return dict(json.loads((path / name).read_text(encoding="utf-8")))
             except ValueError:
-                raise InputError(f"{path / name}: not readable; choose another --output-dir, or --overwrite") from None
+                raise InputError(f"{path / name}: not readable; remove it or choose another --output-dir") from None
     return None
 
 

@@ -1,5 +1,6 @@
 """Users as vectors: mean ratings by genre from GroupLens files, or a ready matrix."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ def read_movielens(ratings: str | Path, movies: str | Path, *, keep_no_genres: b
     indicator = genres["genres"].str.get_dummies("|")
     if not keep_no_genres:
         indicator = indicator.drop(columns=NO_GENRES, errors="ignore")
+    if indicator.empty:
+        raise InputError(f"{movies}: no movie has a genre; needs at least one")
     if genres["movieId"].duplicated().any():
         twice = genres["movieId"][genres["movieId"].duplicated()].iloc[0]
         raise InputError(f"{movies}: movie {twice} stands twice; remove one")
@@ -132,7 +135,7 @@ def _read_csv(path: str | Path, **options: object) -> pd.DataFrame:
         raise InputError(f"{path}: no such file") from None
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: the file is empty") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, EOFError, OSError) as error:
+    except (pd.errors.ParserError, UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error})") from None
 
 

@@ -28,7 +28,7 @@ def main(settings: Settings) -> None:
     check_settings(settings)
     from experiment.run_folder import open_run
     from user_grouping_evaluation_sim.preferences import check_enough_users
-    from user_grouping_evaluation_sim.sweep import finish_tasks, tasks_of
+    from user_grouping_evaluation_sim.sweep import finish_tasks, rehearse, tasks_of
 
     folder = settings.output_dir or RESULTS / (settings.preset + ("-sweep" if settings.sweep else ""))
     preferences, hashes = read_preferences(settings)
@@ -38,6 +38,7 @@ def main(settings: Settings) -> None:
     print(describe(settings, settings_run, tasks, preferences), flush=True)
     if settings.dry_run:
         return
+    rehearse(settings, preferences)
     with open_run(folder, identity_of(settings, hashes), overwrite=settings.overwrite, resume=settings.resume) as run:
         if run.finished:
             print(f"already complete: {folder} (--overwrite runs it again)")

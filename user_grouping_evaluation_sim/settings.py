@@ -46,7 +46,7 @@ class Settings(CommonSettings):
     """How Shapley values are computed (see shapley.py), or none."""
     shapley_precision: float = 0.01
     """Largest standard error of a Shapley value, as a share of the values' standard deviation."""
-    kernel_runs: int = 10
+    kernel_runs: int = 6
     """This many runs are validated by shap.KernelExplainer too, as the study did, to show its noise."""
     sweep: bool = False
     """Also run every number of users and of groups below."""
@@ -74,7 +74,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for names and numbers that cannot be."""
-    from user_grouping_evaluation_sim.shapley import METHODS
+    from experiment.parallel import BACKENDS
+    from user_grouping_evaluation_sim.shapley import METHODS, MOST_USERS_EXACT
 
     for option, names in (("grouping", settings.grouping), ("metric", settings.metric), ("scoring", settings.scoring)):
         if not names or len(set(names)) < len(names):
@@ -82,6 +83,11 @@ def check_settings(settings: Settings) -> None:
         for name in names:
             named_function(f"--{option}", name, registry(option))
     check_name("--shapley", settings.shapley, [*METHODS, "none"])
+    if settings.shapley == "closed_form" and settings.metric != ("dot",):
+        raise InputError("--shapley closed_form: fits --metric dot alone; choose auto")
+    check_name("--backend", settings.backend, BACKENDS)
+    if settings.backend == "dask" and settings.scheduler is None:
+        raise InputError("--backend dask: needs --scheduler ADDRESS, such as tcp://host:8786")
     for option in ("num_users", "num_groups", "num_rounds", "num_runs", "jobs"):
         check_range(f"--{option.replace('_', '-')}", getattr(settings, option), 1, 10**9)
     check_range("--delta", settings.delta, 0, 1, open_low=True)
@@ -96,6 +102,8 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"{users} users in {groups} groups: both must be at least 1")
         if groups > users:
             raise InputError(f"--num-groups {groups}: more groups than the {users} users; lower it")
+        if settings.shapley == "exact" and users > MOST_USERS_EXACT:
+            raise InputError(f"--shapley exact: too many coalitions of {users} users; choose auto")
 
 
 def registry(option: str) -> dict[str, Callable[..., Any]]:

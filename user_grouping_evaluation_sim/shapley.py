@@ -23,7 +23,8 @@ from experiment.errors import InputError
 from user_grouping_evaluation_sim.metrics import Metric, dot
 
 METHODS = ("auto", "exact", "closed_form", "stratified", "permutation", "kernel")
-MOST_USERS_ENUMERATED = 16
+MOST_USERS_ENUMERATED = 16  # by method "auto"
+MOST_USERS_EXACT = 22  # by method "exact"
 MOST_EVALUATIONS = 2_000_000  # where the caller names no budget
 DEFAULT_EVALUATIONS = 10_000  # of the methods that have no stopping rule
 FITTED_COALITIONS = 20_000  # the control variate is fitted to this many at most
@@ -83,7 +84,13 @@ def shapley_values(
         """The values of coalitions with these mean vectors (m, d), in chunks that bound a metric's temporaries."""
         step = max(1, CHUNK_NUMBERS // means.shape[1])
         parts = [np.asarray(metric(means[i : i + step], expert)) for i in range(0, len(means), step)]
-        return np.concatenate(parts)
+        values = np.concatenate(parts)
+        if values.shape != means.shape[:1] or not np.isfinite(values).all():
+            raise InputError(
+                "shapley: the metric must give one finite number a vector, "
+                "also for the zero vector (the value of no users)"
+            )
+        return values
 
     if method == "exact":
         return _exact(points, value)
@@ -109,7 +116,7 @@ def _closed_form(points: np.ndarray, expert: np.ndarray) -> ShapleyEstimate:
 
 def _exact(points: np.ndarray, value: Value) -> ShapleyEstimate:
     n, d = points.shape
-    if n > 22:
+    if n > MOST_USERS_EXACT:
         raise InputError(f"shapley: exact enumerates 2^n coalitions, too many for {n} users; take stratified")
     sums, sizes = np.zeros((1, d)), np.zeros(1, dtype=int)
     for point in points:  # bit i of a row's index says whether user i is in the coalition
@@ -204,7 +211,7 @@ def _stratified(
     shares: list[np.ndarray] = [np.zeros(n)]  # estimates from independent samples, the first from the two halves
     variances: list[np.ndarray] = [np.zeros(n)]
     counts = [0]
-    wanted = min(max(600, 8 * n), max(max_evaluations - evaluations, 16))
+    wanted = min(max(1500, 8 * n), max(max_evaluations - evaluations, 16))
     while True:
         if counts[0] < FITTED_COALITIONS:
             for half in halves:
@@ -236,7 +243,8 @@ def _stratified(
         # 5 % more than the rate 1/sqrt(m) asks for: a stop at the edge would come out above it half of the time.
         short = sum(counts) * (1.05 * (errors.max() / target) ** 2 - 1) if target > 0 else np.inf
         room = max(FITTED_COALITIONS - counts[0], 0) or CHUNK_NUMBERS // (8 * d)
-        wanted = int(min(max(short, 0.1 * sum(counts)), room, left))
+        # A small sample fits the control variate badly and asks for too much: grow step by step.
+        wanted = int(min(max(short, 0.1 * sum(counts)), 4 * sum(counts), room, left))
 
 
 def _worth_pairs(n: int, max_evaluations: int) -> bool:

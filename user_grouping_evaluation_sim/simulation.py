@@ -67,7 +67,7 @@ def simulate(
     every_run = np.arange(runs)
     for t in range(protocol.num_rounds):
         labels = grouping(standing.points, protocol.num_groups, t / protocol.num_rounds, rng)
-        _check_labels(labels, (runs, n), protocol.num_groups)
+        labels = _checked_labels(labels, (runs, n), protocol.num_groups)
         weights = _group_weights(standing, labels, protocol)
         centroids = _weighted_sums(crowd.users, labels, weights, protocol.num_groups)
         if standing.merged_weights is not None:
@@ -137,8 +137,14 @@ def _weighted_sums(users: np.ndarray, labels: np.ndarray, weights: np.ndarray, n
     return (by_user @ users.reshape(-1, d)).reshape(runs, num_groups, d)
 
 
-def _check_labels(labels: np.ndarray, shape: tuple[int, int], num_groups: int) -> None:
-    labels = np.asarray(labels)
+def _checked_labels(returned: object, shape: tuple[int, int], num_groups: int) -> np.ndarray:
+    """What the grouping returned, if it puts each user into one group and leaves none empty."""
+    try:
+        labels = np.asarray(returned)
+    except ValueError:  # lists of members, of unequal lengths
+        raise InputError(
+            f"the grouping returned a ragged list; it must give each user one group, integers {shape} (runs, users)"
+        ) from None
     if labels.shape != shape or labels.dtype.kind not in "iu":
         raise InputError(
             f"the grouping returned an array {labels.shape} of {labels.dtype}; "
@@ -149,6 +155,7 @@ def _check_labels(labels: np.ndarray, shape: tuple[int, int], num_groups: int) -
     empty = np.argwhere(_sums_by_group(np.ones(shape), labels, num_groups) == 0)
     if len(empty):
         raise InputError(f"the grouping left group {empty[0][1]} of run {empty[0][0]} empty; each needs a member")
+    return labels
 
 
 def _check_finite(what: str, numbers: np.ndarray, shape: tuple[int, int]) -> None:

@@ -2,16 +2,20 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 
 from experiment.command_line import named_function
 from experiment.parallel import parallel_map
 from experiment.run_folder import Arrays, RunFolder, load_arrays, save_arrays
+from user_grouping_evaluation_sim.grouping import Grouping
 from user_grouping_evaluation_sim.hull import hull_distance
+from user_grouping_evaluation_sim.metrics import Metric
 from user_grouping_evaluation_sim.preferences import Crowd, Preferences, draw_crowds
+from user_grouping_evaluation_sim.scoring import Scoring
 from user_grouping_evaluation_sim.settings import Settings, registry
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.simulation import Protocol, Trace, simulate
@@ -138,22 +142,45 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
         }
     simulated = simulate(
         crowd,
-        named_function("--grouping", task.grouping, registry("grouping")),
-        named_function("--metric", task.metric, registry("metric")),
-        named_function("--scoring", task.scoring, registry("scoring")),
-        Protocol(
-            task.num_groups,
-            settings.num_rounds,
-            settings.delta,
-            settings.error_probability,
-            settings.negative_points_weigh,
-        ),
+        *_functions(task.grouping, task.metric, task.scoring),
+        _protocol(settings, task.num_groups),
         np.random.default_rng(_stream(settings, f"competition {task.name}", task.first_run)),
     )
     arrays = {"distances": simulated.distances, "points": simulated.points}
     if task.first_run == 0:
         arrays |= {f"trace_{name}": value for name, value in vars(simulated.trace).items()}
     return arrays
+
+
+def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> None:
+    """A few rounds of what the user's own functions take part in: a mistake in them shows before a file is written."""
+    crowd = crowd_of(settings, preferences, settings.num_users, 0, min(2, settings.num_runs))
+    protocol = replace(_protocol(settings, settings.num_groups), num_rounds=rounds)
+    for names in product(settings.grouping, settings.metric, settings.scoring):
+        if any(":" in name for name in names):
+            simulate(crowd, *_functions(*names), protocol, np.random.default_rng(settings.seed))
+    for name in settings.metric:
+        if ":" in name and settings.shapley != "none":
+            metric = named_function("--metric", name, registry("metric"))
+            shapley_values(crowd.users[0][:2], crowd.experts[0], metric, method="exact")
+
+
+def _functions(grouping: str, metric: str, scoring: str) -> tuple[Grouping, Metric, Scoring]:
+    return (
+        named_function("--grouping", grouping, registry("grouping")),
+        named_function("--metric", metric, registry("metric")),
+        named_function("--scoring", scoring, registry("scoring")),
+    )
+
+
+def _protocol(settings: Settings, num_groups: int) -> Protocol:
+    return Protocol(
+        num_groups,
+        settings.num_rounds,
+        settings.delta,
+        settings.error_probability,
+        settings.negative_points_weigh,
+    )
 
 
 def crowd_of(settings: Settings, preferences: Preferences, num_users: int, first: int, count: int) -> Crowd:
