@@ -180,7 +180,7 @@ def _load_embedded(folder: Path, device: str) -> Mapper:
     with _loading(folder):
         saved = load_file(files[0])
         adapted = PeftModel.from_pretrained(encoder, str(folder))
-        if saved.keys() != get_peft_model_state_dict(adapted).keys():
+        if saved.keys() != get_peft_model_state_dict(adapted, save_embedding_layers=False).keys():
             raise ValueError("the adapter does not fit all-MiniLM-L6-v2")
         head = torch.nn.Linear(encoder.config.hidden_size, len(EMOTIONS))
         head.load_state_dict(load_file(files[2]))

@@ -266,7 +266,8 @@ def save(settings: Settings, encoder: Any, head: "torch.nn.Linear") -> None:
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory() as folder:
-        encoder.save_pretrained(folder)
+        # Without the last argument peft would look the base model up on the hub.
+        encoder.save_pretrained(folder, save_embedding_layers=False)
         adapter = load_file(Path(folder) / "adapter_model.safetensors")
         config = json.loads((Path(folder) / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "sentence-transformers/all-MiniLM-L6-v2"
