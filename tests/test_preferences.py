@@ -1,0 +1,211 @@
+"""Users' vectors from GroupLens files and matrices, and what of them is refused."""
+
+import gzip
+import re
+
+import numpy as np
+import pytest
+
+from experiment.errors import InputError
+from user_grouping_evaluation_sim.preferences import Preferences, draw_crowds, read_matrix, read_movielens
+from user_grouping_evaluation_sim.settings import DATA
+
+MOVIES = """movieId,title,genres
+1,Toy Story (1995),Adventure|Comedy
+2,"American President, The (1995)",Comedy|Drama
+7,Unknown (2000),(no genres listed)
+9,"A ""quoted"" one",Drama
+"""
+RATINGS = """userId,movieId,rating,timestamp
+5,1,4.0,100
+3,2,3.5,101
+5,2,2.0,102
+3,7,1.0,103
+5,9,0.5,104
+8,7,5.0,105
+"""
+# mean ratings by hand; a row a user 3, 5, 8
+BY_HAND = {
+    "(no genres listed)": [1.0, 0.0, 5.0],
+    "Adventure": [0.0, 4.0, 0.0],
+    "Comedy": [3.5, 3.0, 0.0],
+    "Drama": [3.5, 1.25, 0.0],
+}
+
+
+def written(folder, name, text, encoding="utf-8"):
+    path = folder / name
+    content = text.encode(encoding)
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+@pytest.mark.parametrize("change", ["", "bom", "crlf", "no final newline"])
+@pytest.mark.parametrize("keep_no_genres", [False, True])
+def test_vectors_are_mean_ratings_by_genre(tmp_path, ending, change, keep_no_genres):
+    texts = {"ratings": RATINGS, "movies": MOVIES}
+    if change == "crlf":
+        texts = {name: text.replace("\n", "\r\n") for name, text in texts.items()}
+    if change == "no final newline":
+        texts = {name: text.rstrip("\n") for name, text in texts.items()}
+    encoding = "utf-8-sig" if change == "bom" else "utf-8"
+    paths = [written(tmp_path, f"{name}.{ending}", text, encoding) for name, text in texts.items()]
+    got = read_movielens(*paths, keep_no_genres=keep_no_genres)
+    genres = [name for name in BY_HAND if keep_no_genres or not name.startswith("(")]
+    assert got.user_ids.tolist() == [3, 5, 8]
+    assert list(got.dimensions) == genres
+    np.testing.assert_allclose(got.vectors, np.transpose([BY_HAND[name] for name in genres]))
+
+
+def test_columns_in_another_order(tmp_path):
+    shuffled = "\n".join(",".join(reversed(line.split(","))) for line in RATINGS.splitlines())
+    got = read_movielens(written(tmp_path, "r.csv", shuffled), written(tmp_path, "m.csv", MOVIES))
+    np.testing.assert_allclose(got.vectors, np.transpose([BY_HAND[name] for name in list(BY_HAND)[1:]]))
+
+
+def test_the_data_in_the_repository():
+    files = DATA / "ratings.csv.gz", DATA / "movies.csv.gz"
+    default, paper = read_movielens(*files), read_movielens(*files, keep_no_genres=True)
+    assert default.vectors.shape[1] == 19
+    assert paper.vectors.shape[1] == 20
+    assert set(paper.dimensions) - set(default.dimensions) == {"(no genres listed)"}
+    assert (np.diff(default.user_ids) > 0).all()
+    assert (default.vectors == 0).any()
+    assert ((default.vectors == 0) | ((default.vectors >= 0.5) & (default.vectors <= 5))).all()
+    # one user by a loop over the lines
+    with gzip.open(DATA / "movies.csv.gz", "rt", encoding="utf-8") as file:
+        genres = {line.split(",")[0]: line.rstrip("\n").rsplit(",", 1)[1].split("|") for line in file}
+    with gzip.open(DATA / "ratings.csv.gz", "rt", encoding="utf-8") as file:
+        rows = [line.split(",") for line in file if line.startswith("15,")]
+    drama = [float(row[2]) for row in rows if "Drama" in genres[row[1]]]
+    user, genre = default.user_ids.tolist().index(15), default.dimensions.index("Drama")
+    assert default.vectors[user, genre] == pytest.approx(np.mean(drama))
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("5,9,good,1", "row 8: rating 'good' is not a number"),
+        ("5,7,,1", "row 8: rating '' is not a number"),
+        ("5,7,nan,1", "row 8: rating 'nan' is not a number"),
+        ("5,7,5.5,1", "row 8: rating 5.5 is not within 0.5 to 5"),
+        ("5,7,0,1", "row 8: rating 0 is not within 0.5 to 5"),
+        ("5,7,-3,1", "row 8: rating -3 is not within"),
+        ("5,1,4.0,100", "row 8: user 5 rates movie 1 a second time"),
+        ("5,1234,4.0,100", "row 8: movie 1234 is not in"),
+        ("x,1,4.0,100", "row 8: userId 'x' is not a number"),
+        ("1.5,1,4.0,100", "row 8: userId '1.5' is not a number"),
+        (",1,4.0,100", "row 8: userId '' is not a number"),
+    ],
+)
+def test_bad_ratings_name_file_and_row(tmp_path, line, told):
+    ratings, movies = written(tmp_path, "r.csv", RATINGS + line + "\n"), written(tmp_path, "m.csv", MOVIES)
+    with pytest.raises(InputError, match=r"r\.csv") as caught:
+        read_movielens(ratings, movies)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ratings", "movies"])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda text: "", "the file is empty"),
+        (lambda text: text.splitlines()[0] + "\n", "no rows"),
+        (lambda text: text.replace("movieId", "film", 1), "no column movieId"),
+        (lambda text: None, "no such file"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, change, told):
+    texts = {"ratings": RATINGS, "movies": MOVIES}
+    changed = change(texts[name])
+    paths = {key: written(tmp_path, f"{key}.csv", text) for key, text in texts.items()}
+    if changed is None:
+        paths[name].unlink()
+    else:
+        paths[name].write_text(changed, encoding="utf-8")
+    with pytest.raises(InputError, match=f"{name}.csv.*{told}"):
+        read_movielens(paths["ratings"], paths["movies"])
+
+
+def test_bad_movies(tmp_path):
+    ratings = written(tmp_path, "r.csv", RATINGS)
+    with pytest.raises(InputError, match="movie 1 stands twice"):
+        read_movielens(ratings, written(tmp_path, "m.csv", MOVIES + "1,Again,Drama\n"))
+    with pytest.raises(InputError, match="no movie has a genre"):
+        text = re.sub(r",[^,]*$", ",(no genres listed)", MOVIES.partition("\n")[2], flags=re.M)
+        read_movielens(ratings, written(tmp_path, "m.csv", "movieId,title,genres\n" + text.rstrip("\n,") + "\n"))
+
+
+def test_broken_compression(tmp_path):
+    movies = written(tmp_path, "m.csv", MOVIES)
+    whole = gzip.compress((RATINGS * 50).encode(), mtime=0)
+    for content in (RATINGS.encode(), whole[: len(whole) // 2], whole[:40] + b"\0\0\0\0\0\0" + whole[46:]):
+        path = tmp_path / "r.csv.gz"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"r\.csv\.gz: cannot be read"):
+            read_movielens(path, movies)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
+def test_a_matrix_as_it_stands(tmp_path, name):
+    got = read_matrix(written(tmp_path, name, "who,taste a,b\nann,1.5,-2\nbob,0,3e1\n", "utf-8-sig"))
+    assert got.user_ids.tolist() == ["ann", "bob"]
+    assert got.dimensions == ("taste a", "b")
+    np.testing.assert_array_equal(got.vectors, [[1.5, -2], [0, 30]])
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("", "the file is empty"),
+        ("user\n1\n2\n", "needs the user id and at least one dimension"),
+        ("user,a,b\n1,2,3\n2,,3\n", "row 3: column a is not a finite number"),
+        ("user,a,b\n1,2,3\n2,4,nan\n", "row 3: column b is not a finite number"),
+        ("user,a,b\n1,2,inf\n2,4,1\n", "row 2: column b is not a finite number"),
+        ("user,a,b\n1,2,x\n2,4,1\n", "row 2: column b is not a finite number"),
+        ("user,a,b\n1,2,1\n1,4,1\n", "row 3: user id missing or repeated"),
+        ("user,a,b\n1,2,1\n,4,1\n", "row 3: user id missing or repeated"),
+    ],
+)
+def test_bad_matrices(tmp_path, text, told):
+    with pytest.raises(InputError, match=f"x.csv: {told}"):
+        read_matrix(written(tmp_path, "x.csv", text))
+
+
+TEN = Preferences(np.arange(10) * 11, ("a", "b"), np.arange(20.0).reshape(10, 2))
+
+
+def seeds(count, seed=0):
+    return [np.random.SeedSequence(seed, spawn_key=(run,)) for run in range(count)]
+
+
+@pytest.mark.parametrize("first_users, pool", [(True, 5), (False, 10)])
+def test_crowds(first_users, pool):
+    crowd = draw_crowds(TEN, 4, seeds(300), first_users=first_users)
+    assert crowd.users.shape == (300, 4, 2)
+    row_of = {tuple(vector): user for user, vector in zip(TEN.user_ids.tolist(), TEN.vectors.tolist(), strict=True)}
+    experts = [row_of[tuple(expert)] for expert in crowd.experts.tolist()]
+    for run in range(300):
+        ids = crowd.user_ids[run].tolist()
+        assert experts[run] not in ids
+        assert len(set(ids)) == 4
+        assert [row_of[tuple(vector)] for vector in crowd.users[run].tolist()] == ids
+    everyone = set(experts) | set(crowd.user_ids.ravel().tolist())
+    assert everyone == set(TEN.user_ids[:pool].tolist())
+    counts = np.bincount(np.array(experts) // 11, minlength=10)[:pool]
+    assert np.abs(counts - 300 / pool).max() < 5 * (300 / pool) ** 0.5
+    assert ((crowd.models >= 0) & (crowd.models <= 5)).all()
+    assert abs(crowd.models.mean() - 2.5) < 0.3
+
+
+def test_a_run_keeps_its_crowd_whatever_runs_beside_it():
+    many, one = draw_crowds(TEN, 4, seeds(5)), draw_crowds(TEN, 4, seeds(5)[3:4])
+    for name, field in vars(one).items():
+        np.testing.assert_array_equal(field[0], vars(many)[name][3])
+
+
+def test_too_few_users():
+    assert draw_crowds(TEN, 9, seeds(1)).users.shape == (1, 9, 2)
+    with pytest.raises(InputError, match="--num-users 10: the data hold 10 users"):
+        draw_crowds(TEN, 10, seeds(1))

@@ -1,0 +1,162 @@
+"""Statistics and tables against scipy and cases worked by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiment.statistics import mean_interval
+from user_grouping_evaluation_sim import tables
+from user_grouping_evaluation_sim.simulation import Trace
+from user_grouping_evaluation_sim.tables import Cell, pearson, rounds_to_converge, spearman
+
+
+def test_mean_interval_is_students():
+    values = np.random.default_rng(0).normal(3, 2, (4, 9))
+    mean, low, high = mean_interval(values)
+    for i, row in enumerate(values):
+        expected = stats.t.interval(0.95, len(row) - 1, loc=row.mean(), scale=stats.sem(row))
+        np.testing.assert_allclose((low[i], high[i]), expected)
+    np.testing.assert_allclose(mean, values.mean(axis=1))
+    np.testing.assert_allclose(mean_interval(values.T, axis=0), (mean, low, high))
+
+
+def test_mean_interval_leaves_out_nan():
+    values = np.array([1.0, np.nan, 4, 2])
+    np.testing.assert_allclose(mean_interval(values), mean_interval(np.array([1.0, 4, 2])))
+    mean, low, high = mean_interval(np.array([[5.0, np.nan], [np.nan, np.nan]]))
+    np.testing.assert_array_equal(mean, [5, np.nan])
+    assert np.isnan(low).all()
+    assert np.isnan(high).all()
+
+
+def test_correlations_are_scipys():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(5, 20)), rng.integers(0, 6, (5, 20)).astype(float)  # b with ties
+    for row in range(5):
+        assert pearson(a, b)[row] == pytest.approx(stats.pearsonr(a[row], b[row]).statistic)
+        assert spearman(a, b)[row] == pytest.approx(stats.spearmanr(a[row], b[row]).statistic)
+    assert np.isnan(pearson(a[0], np.ones(20)))
+    assert np.isnan(spearman(np.ones(20), a[0]))
+
+
+@pytest.mark.parametrize(
+    "distances, rounds",
+    [
+        ([10, 5, 0, 0, 0], 2),
+        ([10, 8, 6, 4, 0], 4),
+        ([10, 0.4, 0.6, 0.4, 0], 3),  # leaves the 5 % once more
+        ([10, 0.4, 0.4, 0.4, 0], 1),
+        ([10, 10, 10, 10, 10], 0),  # never moves
+        ([1, 3, 5, 5.1, 5], 2),  # away from the expert: the way counts, not its direction
+    ],
+)
+def test_rounds_to_converge_by_hand(distances, rounds):
+    assert rounds_to_converge(np.array([distances], dtype=float)) == [rounds]
+
+
+def a_cell(grouping, scoring, seed, runs=6, users=5, kernel=2):
+    rng = np.random.default_rng(seed)
+    return Cell(
+        (grouping, "l2", scoring),
+        np.tile(np.arange(users), (runs, 1)),
+        np.sort(rng.uniform(1, 9, (runs, 4)))[:, ::-1],
+        rng.normal(size=(runs, users)),
+        rng.uniform(0, 0.9, runs),
+        rng.normal(size=(runs, users)),
+        rng.uniform(0.01, 0.02, (runs, users)),
+        rng.normal(size=(kernel, users)),
+        Trace(*[np.zeros(1)] * 5),
+    )
+
+
+CELLS = [a_cell(g, s, i) for i, (g, s) in enumerate((g, s) for g in ("random", "other") for s in ("m", "a"))]
+
+
+def test_runs_points_and_rounds_hold_every_run():
+    frames = tables.run_tables(CELLS)
+    runs, rounds, points = frames["runs"], frames["rounds"], frames["points"]
+    assert (len(runs), len(rounds), len(points)) == (4 * 6, 4 * 6 * 4, 4 * 6 * 5)
+    cell, row = CELLS[2], runs[(runs["grouping"] == "other") & (runs["scoring"] == "m") & (runs["run"] == 3)].iloc[0]
+    assert row["pearson"] == pytest.approx(stats.pearsonr(cell.points[3], cell.shapley[3]).statistic)
+    assert row["start_distance"] == cell.distances[3, 0]
+    assert row["final_distance"] == cell.distances[3, -1]
+    assert row["hull_distance"] == cell.hull[3]
+    assert row["shapley_standard_error"] == pytest.approx(cell.standard_errors[3].max() / cell.shapley[3].std())
+    mine = (points["grouping"] == "other") & (points["scoring"] == "m") & (points["run"] == 3)
+    np.testing.assert_array_equal(points.loc[mine, "points"], cell.points[3])
+    np.testing.assert_array_equal(points.loc[mine, "shapley"], cell.shapley[3])
+    mine = (rounds["grouping"] == "other") & (rounds["scoring"] == "m") & (rounds["run"] == 3)
+    np.testing.assert_array_equal(rounds.loc[mine, "distance"], cell.distances[3])
+    np.testing.assert_array_equal(rounds.loc[mine, "round"], range(4))
+
+
+def test_summary_has_means_and_intervals():
+    frames = tables.run_tables(CELLS)
+    runs, summary = frames["runs"], frames["summary"]
+    chosen = runs[(runs["grouping"] == "random") & (runs["scoring"] == "a")]
+    row = summary[(summary["grouping"] == "random") & (summary["scoring"] == "a")].iloc[0]
+    regret = (chosen["final_distance"] - chosen["hull_distance"]) / (chosen["start_distance"] - chosen["hull_distance"])
+    for name, values in (("final_distance", chosen["final_distance"]), ("regret", regret)):
+        low, high = stats.t.interval(0.95, 5, loc=values.mean(), scale=stats.sem(values))
+        assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((values.mean(), low, high))
+
+
+def test_paired_differences_are_run_by_run():
+    frames = tables.run_tables(CELLS)
+    paired = frames["paired"]
+    row = paired[
+        (paired["compared"] == "scoring") & (paired["grouping"] == "other") & (paired["measure"] == "final_distance")
+    ].iloc[0]
+    difference = CELLS[3].distances[:, -1] - CELLS[2].distances[:, -1]
+    low, high = stats.t.interval(0.95, 5, loc=difference.mean(), scale=stats.sem(difference))
+    assert (row["alternative"], row["reference"]) == ("a", "m")
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx((difference.mean(), low, high))
+
+
+def test_estimators_compare_the_same_runs():
+    frame = tables.run_tables(CELLS)["estimators"]
+    row = frame[(frame["grouping"] == "random") & (frame["scoring"] == "m") & (frame["run"] == 1)].iloc[0]
+    cell = CELLS[0]
+    assert row["pearson"] == pytest.approx(np.corrcoef(cell.points[1], cell.shapley[1])[0, 1])
+    assert row["pearson_kernel"] == pytest.approx(np.corrcoef(cell.points[1], cell.kernel[1])[0, 1])
+    assert row["kernel_against_shapley"] == pytest.approx(np.corrcoef(cell.kernel[1], cell.shapley[1])[0, 1])
+
+
+def test_best_shares_of_a_sure_winner():
+    def runs(best_final, best_pearson):
+        rows = [
+            {
+                "grouping": grouping,
+                "metric": "l2",
+                "scoring": "m",
+                "run": run,
+                "final_distance": (1 if grouping == best_final else 2) + run / 100,
+                "pearson": (0.9 if grouping == best_pearson else 0.1) + run / 100,
+            }
+            for grouping in ("random", "other")
+            for run in range(5)
+        ]
+        return pd.DataFrame(rows)
+
+    settings = {(10, 2): runs("random", "other"), (10, 3): runs("random", "random")}
+    settings |= {(25, 2): runs("random", "other"), (25, 3): runs("random", "other")}
+    best = tables.best_table(settings, np.random.default_rng(0)).set_index(["measure", "grouping"])
+    assert best.loc[("final_distance", "random"), ["best_share", "low", "high"]].tolist() == [1, 1, 1]
+    assert best.loc[("final_distance", "other"), "best_share"] == 0
+    assert best.loc[("pearson", "other"), "best_share"] == 0.75
+    assert best.loc[("pearson", "random"), ["best_share", "low", "high"]].tolist() == [0.25, 0.25, 0.25]
+
+
+def test_best_shares_of_equals_are_uncertain():
+    rng = np.random.default_rng(3)
+    rows = [
+        {"grouping": g, "metric": "l2", "scoring": "m", "run": r, "final_distance": rng.normal(), "pearson": 0.0}
+        for g in ("random", "other")
+        for r in range(8)
+    ]
+    best = tables.best_table({(5, 2): pd.DataFrame(rows)}, rng)
+    chosen = best[best["measure"] == "final_distance"]
+    assert chosen["best_share"].sum() == 1
+    assert (chosen["low"] == 0).all()
+    assert (chosen["high"] == 1).all()
