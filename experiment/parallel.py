@@ -53,10 +53,20 @@ def parallel_map(
             _connect_ray(scheduler)
             stack.enter_context(joblib.parallel_config("ray", n_jobs=jobs))
         else:
-            stack.enter_context(joblib.parallel_config(backend, n_jobs=jobs))
+            options = {"initializer": _keep_worker} if backend == "loky" else {}
+            stack.enter_context(joblib.parallel_config(backend, n_jobs=jobs, **options))
         # ray's joblib backend has no generator
         pool = joblib.Parallel() if backend == "ray" else joblib.Parallel(return_as="generator")
         yield from bar(pool(joblib.delayed(_single_threaded)(function, task) for task in tasks))
+
+
+def _keep_worker() -> None:
+    """loky replaces a worker that has grown by 300 MB; one that keeps a loaded model has, and is no leak."""
+    import sys
+
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 
 def _dask_client(scheduler: str | None) -> Any:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from experiment.run_folder import RunFolder
     from point_in_space_sim.corpus import Corpus
     from point_in_space_sim.mapper import Mapper
-    from point_in_space_sim.protocols import Game, Workshop
+    from point_in_space_sim.protocols import Workshop
     from point_in_space_sim.target import Neighbourhood, Target
 
 
