@@ -238,7 +238,8 @@ def _stratified(
         errors = np.sqrt(weights**2 @ np.array(variances))
         target = precision * values.std()
         left = max_evaluations - evaluations
-        if errors.max() <= target or left < 16:
+        rounding = 1e-9 * np.abs(pooled[0].values).max(initial=0)  # all that is left where users do not differ
+        if errors.max() <= max(target, rounding) or left < 16:
             return ShapleyEstimate(values, errors, evaluations, "stratified")
         # 5 % more than the rate 1/sqrt(m) asks for: a stop at the edge would come out above it half of the time.
         short = sum(counts) * (1.05 * (errors.max() / target) ** 2 - 1) if target > 0 else np.inf

@@ -1,0 +1,290 @@
+"""Shapley values against enumeration by the definition, shap's exact explainer, and the axioms."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from experiment.errors import InputError
+from user_grouping_evaluation_sim.metrics import METRICS, dot, l1, l2
+from user_grouping_evaluation_sim.shapley import METHODS, shapley_values
+
+
+def saturating(a, b):
+    """A user's own metric: neither a distance nor smooth everywhere."""
+    return np.tanh((a * b).mean(axis=-1)) - 0.3 * np.abs(a - b).max(axis=-1) ** 1.5
+
+
+ALL_METRICS = {**METRICS, "own": saturating}
+
+
+def a_game(users, dimensions=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.uniform(0, 5, (users, dimensions)), rng.uniform(0, 5, dimensions)
+
+
+def by_definition(points, expert, metric):
+    """phi_i = sum over S without i of |S|! (n - |S| - 1)! / n! (v(S + i) - v(S)), with a dictionary of coalitions."""
+    n = len(points)
+    worth = {}
+    for size in range(n + 1):
+        for members in itertools.combinations(range(n), size):
+            mean = sum((points[i] for i in members), np.zeros(points.shape[1])) / max(size, 1)
+            worth[frozenset(members)] = float(metric(mean, expert))
+    values = np.zeros(n)
+    for members, value in worth.items():
+        for i in range(n):
+            if i not in members:
+                s = len(members)
+                weight = math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n)
+                values[i] += weight * (worth[members | {i}] - value)
+    return values
+
+
+@pytest.fixture(scope="module")
+def ten():
+    points, expert = a_game(10)
+    return points, expert, {name: by_definition(points, expert, metric) for name, metric in ALL_METRICS.items()}
+
+
+@pytest.mark.parametrize("name", list(ALL_METRICS))
+def test_exact_is_the_definition(ten, name):
+    points, expert, values = ten
+    got = shapley_values(points, expert, ALL_METRICS[name], method="exact")
+    np.testing.assert_allclose(got.values, values[name], atol=1e-9)
+    assert (got.standard_errors == 0).all()
+    assert (got.evaluations, got.method) == (2**10, "exact")
+
+
+def test_closed_form_is_the_definition(ten):
+    points, expert, values = ten
+    np.testing.assert_allclose(shapley_values(points, expert, dot, method="closed_form").values, values["dot"])
+
+
+def test_kernel_is_the_definition_where_it_can_see_all_coalitions(ten):
+    points, expert, values = ten
+    for name, metric in ALL_METRICS.items():
+        got = shapley_values(points, expert, metric, method="kernel")
+        np.testing.assert_allclose(got.values, values[name], atol=1e-6)
+        assert np.isnan(got.standard_errors).all()
+
+
+@pytest.mark.parametrize("method", ["stratified", "permutation"])
+@pytest.mark.parametrize("name", list(ALL_METRICS))
+def test_sampling_is_within_its_standard_errors(ten, name, method):
+    points, expert, values = ten
+    for seed in range(8):
+        budget = {"precision": 0.02} if method == "stratified" else {"max_evaluations": 5000}
+        got = shapley_values(points, expert, ALL_METRICS[name], method=method, seed=seed, **budget)
+        # 10 users x 8 seeds: beyond 5 standard errors once in 20,000 times; the first term is for rounding
+        assert (np.abs(got.values - values[name]) < 1e-9 + 5 * got.standard_errors).all()
+        assert got.standard_errors.max() < (0.03 if method == "stratified" else 0.4) * values[name].std()
+
+
+@pytest.mark.parametrize("method, name", [("stratified", "l2"), ("stratified", "l1"), ("permutation", "own")])
+def test_standard_errors_are_honest(method, name):
+    """Squared errors, in units of the standard error squared, are 1 on average; unbiased: their mean is 0."""
+    points, expert = a_game(14, seed=5)
+    metric = ALL_METRICS[name]
+    truth = shapley_values(points, expert, metric, method="exact").values
+    repeats = [
+        shapley_values(points, expert, metric, method=method, seed=seed, precision=0.01, max_evaluations=2000)
+        for seed in range(60)
+    ]
+    z = np.array([(one.values - truth) / one.standard_errors for one in repeats])
+    assert 0.75 < (z**2).mean() < 1.3
+    assert np.abs(z.mean(axis=0)).max() < 4.5 / 60**0.5
+    assert 0.92 < (np.abs(z) < 1.96).mean() < 0.98
+
+
+@pytest.mark.parametrize("users", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("method", ["exact", "stratified", "permutation", "kernel", "auto"])
+@pytest.mark.parametrize("name", list(ALL_METRICS))
+def test_small_crowds(users, method, name):
+    points, expert = a_game(users, seed=users)
+    metric = ALL_METRICS[name]
+    got = shapley_values(points, expert, metric, method=method, max_evaluations=4000, seed=1)
+    truth = by_definition(points, expert, metric)
+    allowed = 1e-7 + 5 * np.nan_to_num(got.standard_errors)
+    assert (np.abs(got.values - truth) <= allowed).all()
+    if users == 1:
+        assert got.values[0] == pytest.approx(metric(points[0], expert) - metric(np.zeros(4), expert))
+
+
+def test_closed_form_of_few():
+    for users in range(1, 5):
+        points, expert = a_game(users)
+        np.testing.assert_allclose(
+            shapley_values(points, expert, dot).values, by_definition(points, expert, dot), atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "closed_form"])
+@pytest.mark.parametrize("name", list(ALL_METRICS))
+def test_efficiency(method, name):
+    """The values sum to v(N) - v(empty), for the sampling methods as well: no coalition's error is left over."""
+    points, expert = a_game(12, seed=2)
+    metric = ALL_METRICS[name]
+    got = shapley_values(points, expert, metric, method=method, max_evaluations=3000)
+    total = metric(points.mean(axis=0), expert) - metric(np.zeros(4), expert)
+    assert got.values.sum() == pytest.approx(total, abs=1e-8)
+
+
+def test_equal_users_earn_the_same():
+    points, expert = a_game(12, seed=3)
+    points[7] = points[2]
+    for name, metric in ALL_METRICS.items():
+        exact = shapley_values(points, expert, metric, method="exact").values
+        assert exact[7] == pytest.approx(exact[2], abs=1e-12), name
+        sampled = shapley_values(points, expert, metric, method="stratified", seed=1)
+        assert abs(sampled.values[7] - sampled.values[2]) <= 5 * 2 * sampled.standard_errors[[2, 7]].max() + 1e-9
+
+
+def test_order_of_users_does_not_matter():
+    points, expert = a_game(11, seed=8)
+    order = np.random.default_rng(0).permutation(11)
+    for metric in ALL_METRICS.values():
+        straight = shapley_values(points, expert, metric, method="exact").values
+        np.testing.assert_allclose(
+            shapley_values(points[order], expert, metric, method="exact").values, straight[order], atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("method", ["exact", "stratified", "permutation", "kernel"])
+def test_a_game_without_a_difference_pays_nobody(method):
+    """All users are dummies where the metric is constant; where it only sees the empty coalition, all earn 1 / n."""
+    points, expert = a_game(9)
+    nothing = shapley_values(points, expert, lambda a, b: np.full(a.shape[:-1], 2.5), method=method)
+    np.testing.assert_allclose(nothing.values, 0, atol=1e-10)
+    anyone = shapley_values(points, expert, lambda a, b: (a != 0).any(axis=-1) * 1.0, method=method)
+    allowed = 5 * anyone.standard_errors if method == "permutation" else 1e-9
+    assert (np.abs(anyone.values - 1 / 9) <= allowed).all()
+    assert anyone.values.sum() == pytest.approx(1)
+
+
+def test_a_user_at_the_origin_of_a_sum_game_is_a_dummy():
+    """v(S) = 1 where the mean has a first coordinate, which only user 0 brings: the others are dummies."""
+    points = np.zeros((8, 2))
+    points[0, 0] = 1
+    points[:, 1] = np.arange(8)
+
+    def has_first(a, b):
+        return (a[..., 0] > 0) * 1.0
+
+    for method in ("exact", "kernel", "permutation"):
+        got = shapley_values(points, np.zeros(2), has_first, method=method)
+        np.testing.assert_allclose(got.values, np.eye(8)[0], atol=1e-8)
+    got = shapley_values(points, np.zeros(2), has_first, method="stratified", precision=0.05)
+    assert (np.abs(got.values - np.eye(8)[0]) <= 5 * got.standard_errors + 1e-9).all()
+
+
+def test_linearity_and_dimensions_nobody_has():
+    points, expert = a_game(10, seed=4)
+    both = shapley_values(points, expert, lambda a, b: 2 * l2(a, b) - l1(a, b), method="exact").values
+    one, other = (shapley_values(points, expert, metric, method="exact").values for metric in (l2, l1))
+    np.testing.assert_allclose(both, 2 * one - other, atol=1e-12)
+    padded = np.hstack([points, np.zeros((10, 3))])
+    same = shapley_values(padded, np.r_[expert, 0, 0, 0], l2, method="exact").values
+    np.testing.assert_allclose(same, one, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["l2", "l1", "own"])
+def test_shaps_exact_explainer_agrees(name):
+    import shap
+
+    points, expert = a_game(7, seed=6)
+    metric = ALL_METRICS[name]
+
+    def coalition_values(masks):
+        return metric(masks @ points / np.maximum(masks.sum(axis=1, keepdims=True), 1), expert)
+
+    explained = shap.ExactExplainer(coalition_values, np.zeros((1, 7)))(np.ones((1, 7))).values[0]
+    np.testing.assert_allclose(shapley_values(points, expert, metric).values, explained, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["stratified", "permutation", "kernel"])
+def test_seeds_reproduce(method):
+    points, expert = a_game(18, seed=1)
+    state = np.random.get_state()[1].copy()
+    options = {"method": method, "max_evaluations": 900}
+    first, again, other = (shapley_values(points, expert, l2, seed=seed, **options).values for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    sequence = shapley_values(points, expert, l2, seed=np.random.SeedSequence(3), **options).values
+    np.testing.assert_array_equal(first, sequence)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # NumPy's global generator is left as it was
+
+
+@pytest.mark.parametrize("name", ["l2", "l1", "own"])
+@pytest.mark.parametrize("precision", [0.05, 0.01])
+def test_precision_is_met(name, precision):
+    points, expert = a_game(40, dimensions=8, seed=7)
+    got = shapley_values(points, expert, ALL_METRICS[name], precision=precision)
+    assert got.method == "stratified"
+    assert got.standard_errors.max() <= precision * got.values.std()
+
+
+def test_a_crowd_of_equals_stops_at_once():
+    points = np.tile(a_game(1)[0], (30, 1))
+    got = shapley_values(points, a_game(1)[1], l2)
+    assert got.evaluations < 5000
+    np.testing.assert_allclose(got.values, got.values.mean(), atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["exact", "stratified", "permutation", "kernel"])
+def test_evaluations_are_counted_and_bounded(method):
+    points, expert = a_game(12, seed=9)
+    computed = 0
+
+    def counting(a, b):
+        nonlocal computed
+        computed += len(a)
+        return l1(a, b)
+
+    budget = 2500
+    got = shapley_values(points, expert, counting, method=method, precision=1e-6, max_evaluations=budget)
+    assert got.evaluations == computed
+    if method != "exact":
+        assert 0.8 * budget < computed <= 1.01 * budget
+
+
+@pytest.mark.parametrize("method", ["stratified", "permutation"])
+def test_more_evaluations_give_smaller_errors(method):
+    points, expert = a_game(30, seed=9)
+    errors = [
+        shapley_values(points, expert, l2, method=method, precision=1e-9, max_evaluations=budget).standard_errors.mean()
+        for budget in (2000, 32_000)
+    ]
+    assert 2.5 < errors[0] / errors[1] < 9  # 4, or more where the control variate profits
+
+
+def test_auto_chooses():
+    small, expert = a_game(16)
+    large = np.vstack([small, small[:1]])
+    assert shapley_values(small, expert, l2).method == "exact"
+    assert shapley_values(large, expert, l2, precision=0.5).method == "stratified"
+    assert shapley_values(large, expert, dot).method == "closed_form"
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"method": "guess"}, "unknown method 'guess'"),
+        ({"method": "closed_form"}, "closed_form is for the metric dot"),
+        ({"user_points": np.ones((23, 4)), "method": "exact"}, "too many for 23 users"),
+        ({"user_points": np.array([[1.0, 2, 3, np.nan]])}, "NaN or infinity"),
+        ({"expert_point": np.array([1.0, 2, 3, np.inf])}, "NaN or infinity"),
+        ({"expert_point": np.ones(3)}, "must be"),
+        ({"user_points": np.ones(4)}, "must be"),
+        ({"user_points": np.ones((0, 4))}, "must be"),
+        ({"metric": lambda a, b: (a @ b) / np.sqrt((a * a).sum(axis=-1)) - np.inf * (a == 0).all(-1)}, "zero vector"),
+        ({"metric": lambda a, b: a * b}, "one finite number a vector"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_errors(change, told):
+    points, expert = a_game(6)
+    arguments = {"user_points": points, "expert_point": expert, "metric": l2, **change}
+    with pytest.raises(InputError, match=told):
+        shapley_values(**arguments)
