@@ -156,9 +156,9 @@ def test_a_game_without_a_difference_pays_nobody(method):
     """All users are dummies where the metric is constant; where it only sees the empty coalition, all earn 1 / n."""
     points, expert = a_game(9)
     nothing = shapley_values(points, expert, lambda a, b: np.full(a.shape[:-1], 2.5), method=method)
-    np.testing.assert_allclose(nothing.values, 0, atol=1e-10)
+    np.testing.assert_allclose(nothing.values, 0, atol=1e-8)
     anyone = shapley_values(points, expert, lambda a, b: (a != 0).any(axis=-1) * 1.0, method=method)
-    allowed = 5 * anyone.standard_errors if method == "permutation" else 1e-9
+    allowed = 5 * anyone.standard_errors if method == "permutation" else 1e-7
     assert (np.abs(anyone.values - 1 / 9) <= allowed).all()
     assert anyone.values.sum() == pytest.approx(1)
 
@@ -190,9 +190,16 @@ def test_linearity_and_dimensions_nobody_has():
 
 
 @pytest.mark.parametrize("name", ["l2", "l1", "own"])
-def test_shaps_exact_explainer_agrees(name):
+def test_shaps_exact_explainer_agrees(name, monkeypatch):
     import shap
+    from shap.explainers import _exact
+    from shap.maskers import _tabular
+    from shap.utils import _masked_model
 
+    for module in (_exact, _tabular, _masked_model):  # interpreted: compiling shap's helpers takes seconds
+        for attribute, helper in list(vars(module).items()):
+            if hasattr(helper, "py_func"):
+                monkeypatch.setattr(module, attribute, helper.py_func)
     points, expert = a_game(7, seed=6)
     metric = ALL_METRICS[name]
 

@@ -1,0 +1,272 @@
+"""Run folders, files and the parallel map, with real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiment.command_line import check_name, check_range, named_function
+from experiment.errors import InputError
+from experiment.files import replace_atomically, sha256_file
+from experiment.parallel import parallel_map
+from experiment.run_folder import load_arrays, open_run, part, save_arrays
+
+ROOT = Path(__file__).resolve().parents[1]
+IDENTITY = {"seed": 1, "names": ("a", "b"), "data": {"x": "y"}}
+
+
+def opened(path, identity=IDENTITY, *, overwrite=False, resume=True):
+    return open_run(path, identity, overwrite=overwrite, resume=resume)
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    with replace_atomically(path) as temporary:
+        temporary.write_text("one")
+        assert temporary.suffix == ".csv"
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(ZeroDivisionError), replace_atomically(path) as temporary:
+        temporary.write_text("half of tw")
+        raise ZeroDivisionError
+    assert content(tmp_path) == {"new/table.csv": b"one"}
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_arrays_survive_and_broken_ones_are_made_again(tmp_path):
+    arrays = {"a": np.arange(6).reshape(2, 3), "b": np.array([np.nan, 1])}
+    save_arrays(tmp_path / "p.npz", arrays)
+    loaded = load_arrays(tmp_path / "p.npz")
+    assert list(loaded) == ["a", "b"]
+    np.testing.assert_array_equal(loaded["a"], arrays["a"])
+    whole = (tmp_path / "p.npz").read_bytes()
+    for broken in (b"", b"PK", whole[:100], whole[:-30], b"text"):
+        (tmp_path / "p.npz").write_bytes(broken)
+        assert load_arrays(tmp_path / "p.npz") is None
+    assert load_arrays(tmp_path / "absent.npz") is None
+    np.savez(tmp_path / "p.npz", a=np.array([{"an": "object"}], dtype=object))
+    assert load_arrays(tmp_path / "p.npz") is None
+
+
+# ------------------------------------------------------------------ run folders
+
+
+def test_parts_are_made_once_and_a_run_is_finished_once(tmp_path):
+    folder, made = tmp_path / "run", []
+
+    def make(value):
+        made.append(value)
+        return {"value": np.array(value)}
+
+    with pytest.raises(KeyboardInterrupt), opened(folder) as run:
+        assert not run.finished
+        part(run, "first", lambda: make(1))
+        raise KeyboardInterrupt
+    with opened(folder, dict(reversed(IDENTITY.items()))) as run:
+        assert not run.finished
+        assert part(run, "first", lambda: make(10))["value"] == 1
+        assert part(run, "second", lambda: make(2))["value"] == 2
+        with run.stage("work"):
+            time.sleep(0.02)
+        run.finish(extra="fact")
+    assert made == [1, 2]
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert record["seed"] == 1
+    assert record["names"] == ["a", "b"]
+    assert record["extra"] == "fact"
+    assert record["packages"]["numpy"] == np.__version__
+    assert record["seconds"]["work"] >= 0.02
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert record["git_commit"] == (head.stdout.strip() or None)
+    with opened(folder) as run:
+        assert run.finished
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_run_is_refused_and_kept(tmp_path, finished):
+    folder = tmp_path / "run"
+    with opened(folder) as run:
+        (folder / "table.csv").write_text("kept")
+        if finished:
+            run.finish()
+    before = content(folder)
+    for other in ({**IDENTITY, "seed": 2}, {**IDENTITY, "new_setting": 1}):
+        with pytest.raises(InputError, match="holds another run"), opened(folder, other):
+            pass
+    assert content(folder) == before
+    if not finished:
+        with pytest.raises(InputError, match="unfinished"), opened(folder, resume=False):
+            pass
+        assert content(folder) == before
+    with opened(folder, {**IDENTITY, "seed": 2}, overwrite=True) as run:
+        assert not run.finished
+        assert not (folder / "table.csv").exists()
+
+
+def test_a_folder_of_other_files_is_never_touched(tmp_path):
+    folder = tmp_path / "thesis"
+    (folder / "chapters").mkdir(parents=True)
+    (folder / "chapters" / "one.tex").write_text("words")
+    before = content(folder)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="other files"), opened(folder, overwrite=overwrite):
+            pass
+        assert content(folder) == before
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("x")
+    with pytest.raises(InputError, match="cannot write"), opened(in_the_way):
+        pass
+    assert in_the_way.read_text() == "x"
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "run.json").write_text("{ not json")
+    with pytest.raises(InputError, match="not readable"), opened(tmp_path / "odd"):
+        pass
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    folder = tmp_path / "run"
+    with opened(folder):
+        (folder / ".runs.123.tmp.csv").write_text("ha")
+    with opened(folder) as run:
+        run.finish()
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+def test_nothing_remains_of_a_run_that_could_not_start(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError), opened(tmp_path / "run"):
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
+    script = (
+        "import sys, time\n"
+        "from experiment.run_folder import open_run\n"
+        "with open_run(sys.argv[1], {'seed': 1}, overwrite=False, resume=True):\n"
+        "    print('open', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "open\n"
+        before = content(tmp_path / "run")
+        for overwrite in (False, True):
+            with (
+                pytest.raises(InputError, match="another process"),
+                opened(tmp_path / "run", {"seed": 1}, overwrite=overwrite),
+            ):
+                pass
+        assert content(tmp_path / "run") == before
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        first.stdout.close()
+    with opened(tmp_path / "run", {"seed": 1}) as run:
+        assert not run.finished
+
+
+# ------------------------------------------------------------------ parallel map
+
+
+def squared(task):
+    return os.getpid(), task**2
+
+
+@pytest.mark.parametrize("jobs, backend", [(1, "loky"), (2, "loky"), (2, "threading")])
+def test_results_come_in_order(jobs, backend):
+    results = list(parallel_map(squared, range(7), jobs=jobs, backend=backend))
+    assert [square for _, square in results] == [0, 1, 4, 9, 16, 25, 36]
+    outside = {process for process, _ in results} - {os.getpid()}
+    assert bool(outside) == (jobs > 1 and backend == "loky")
+
+
+def test_results_come_as_they_are_ready():
+    results = parallel_map(lambda task: task, [1, 2, 3], jobs=1)
+    assert next(results) == 1
+
+
+def threads_inside(task):
+    from threadpoolctl import threadpool_info
+
+    np.ones((50, 50)) @ np.ones((50, 50))
+    return max((pool["num_threads"] for pool in threadpool_info()), default=1)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_linear_algebra_has_one_thread(jobs):
+    assert set(parallel_map(threads_inside, range(3), jobs=jobs)) == {1}
+
+
+def refuses(task):
+    raise InputError("task 3: one line")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_errors_of_a_task_arrive_as_they_are(jobs):
+    with pytest.raises(InputError, match=r"^task 3: one line$"):
+        list(parallel_map(refuses, [1, 2], jobs=jobs))
+
+
+@pytest.mark.parametrize(
+    "backend, scheduler, told",
+    [
+        ("slurm", None, "--backend slurm: unknown"),
+        ("dask", None, "needs --scheduler"),
+        ("dask", "no-such-protocol://here:1", "no dask scheduler answers"),
+    ],
+)
+def test_clusters_that_are_not_there(backend, scheduler, told):
+    with pytest.raises(InputError, match=told):
+        list(parallel_map(squared, [1, 2], backend=backend, scheduler=scheduler))
+
+
+# ------------------------------------------------------------------ command line helpers
+
+
+def test_unknown_names_suggest_the_nearest():
+    check_name("--metric", "l2", ["l2", "dot"])
+    with pytest.raises(InputError, match="--grouping interleavd: unknown; did you mean interleaved"):
+        check_name("--grouping", "interleavd", ["random", "interleaved"])
+    with pytest.raises(InputError, match="--metric zzz: unknown; choose from l2, dot"):
+        check_name("--metric", "zzz", ["l2", "dot"])
+
+
+def test_ranges():
+    check_range("--p", 0, 0, 1)
+    check_range("--p", 1, 0, 1, open_low=True)
+    for value, open_low in ((-0.1, False), (1.1, False), (0, True), (float("nan"), False), (float("nan"), True)):
+        with pytest.raises(InputError, match=r"--p .*: out of range"):
+            check_range("--p", value, 0, 1, open_low=open_low)
+
+
+def test_own_functions_are_found_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_own_strategies.py").write_text("def shout(text):\n    return text.upper()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert named_function("--metric", "my_own_strategies:shout", {})("a") == "A"
+    assert named_function("--metric", "len", {"len": len}) is len
+    for name in ("my_own_strategies:absent", "no_such_module_here:f", ":f", "my_own_strategies:"):
+        with pytest.raises(InputError, match="cannot be loaded"):
+            named_function("--metric", name, {})
