@@ -90,7 +90,9 @@ def distance_over_rounds(rounds: pd.DataFrame, runs: pd.DataFrame, line: str, pa
             ax.set_ylim(bottom=0)
     for ax in axes[-1]:
         ax.set_xlabel("round")
-    figure.supylabel(f"{DISTANCE},\nmean of {runs['run'].nunique()} runs with 95 % interval", fontsize=9, ha="center")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(DISTANCE.replace(" (", "\n("))
+    figure.suptitle(f"Mean of {runs['run'].nunique()} runs with 95 % interval", fontsize=9)
     legend_below(figure, axes[0, 0], 5)
     return figure
 
@@ -218,8 +220,10 @@ def subset_influence(cells: Sequence[Cell], crowd: Crowd) -> Figure:
         ax.annotate("", pull, path[t], arrowprops={"arrowstyle": "->", "color": COLOURS[5], "linewidth": 1.4})
         ax.plot(*flat_expert, "k*", ms=11, linestyle="none", label="expert")
         ax.set_title(f"round {t + 1}: {'merged candidate' if merged else f'group {trace.chosen[t]}'}")
-    figure.supxlabel(f"first principal component ({explained[0]:.0%} of the crowd's variance)", fontsize=9)
-    figure.supylabel(f"second principal component ({explained[1]:.0%})", fontsize=9)
+    for ax in axes[-1]:
+        ax.set_xlabel(f"1st principal component ({explained[0]:.0%} of variance)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"2nd principal component ({explained[1]:.0%})")
     figure.suptitle(", ".join(cell.combination) + " points: what pulls the model", fontsize=9)
     legend_below(figure, axes[0, 0], 3)
     return figure
@@ -252,7 +256,10 @@ def sweep_facets(sweep: pd.DataFrame, measure: str, label: str) -> Figure:
             ax.set_title(f"{metric}, {count} groups")
     for ax in axes[-1]:
         ax.set_xlabel("users in the crowd")
-    figure.supylabel(f"{label}\nmean with 95 % interval, {sweep['scoring'].iloc[0]} points", fontsize=9, ha="center")
+    figure.supylabel(label, fontsize=9)
+    figure.suptitle(
+        f"{sweep['scoring'].iloc[0]} points: mean of {sweep['runs'].iloc[0]} runs with 95 % interval", fontsize=9
+    )
     legend_below(figure, axes[0, 0], 4)
     return figure
 

@@ -55,7 +55,7 @@ MEASURED_SHARE = (0.4, 0.85)  # of the rounds: at least, at most
 MEASURED_EQUATIONS = 1.7  # group rewards a user that measuring goes on for, within those bounds
 REPLAYED_EQUATIONS = 1.5  # group rewards a user that are replayed in a round of measuring
 REPLAYED_ROUNDS = 10  # replayed in a round of exploiting: the model moves, old rewards no longer hold
-SHARPNESS = 16.0  # of the merged candidate's weights, exp(sharpness * estimate / its standard deviation)
+SHARPNESS = 24.0  # of the merged candidate's weights, exp(sharpness * estimate / its standard deviation)
 
 
 def attributed(

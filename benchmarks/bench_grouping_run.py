@@ -1,0 +1,33 @@
+"""The user grouping experiment as a whole process: default run and sweep, beside the study's way to validate.
+
+Run: python benchmarks/bench_grouping_run.py
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import report, run_process
+
+SCRIPT = "user_grouping_evaluation_sim/run.py"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, memory = run_process([SCRIPT, "--output-dir", f"{folder}/default", "--jobs", "2"])
+        kernel, _ = run_process(
+            [SCRIPT, "--output-dir", f"{folder}/kernel", "--jobs", "2", "--shapley", "kernel", "--kernel-runs", "0"]
+        )
+        report("default run: wall", seconds, "s", "15", kernel, "validated by shap.KernelExplainer, 10,000 samples")
+        report("default run: peak memory of the largest process", memory, "MB", "600")
+        seconds, memory = run_process([SCRIPT, "--sweep", "--output-dir", f"{folder}/sweep", "--jobs", "2"])
+        report("sweep: wall", seconds, "s", "150")
+        report("sweep: peak memory of the largest process", memory, "MB", "-")
+        seconds, _ = run_process([SCRIPT, "--help"])
+        report("--help: wall", seconds, "s", "1")
+
+
+if __name__ == "__main__":
+    main()

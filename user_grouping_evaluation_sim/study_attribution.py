@@ -1,0 +1,165 @@
+"""What was tried on attributed points: agreement with Shapley values against regret, and the default on fresh crowds.
+
+Settings are compared on the crowds of --tuning-seed; what README reports of the default comes from --seed, which no
+choice was made on. Run: python user_grouping_evaluation_sim/study_attribution.py
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from experiment.command_line import CommonSettings, run_script  # noqa: E402
+from experiment.figures import COLOURS, MARKERS, legend_below, new_figure, save_figure  # noqa: E402
+from experiment.files import replace_atomically  # noqa: E402
+from experiment.parallel import parallel_map  # noqa: E402
+from experiment.statistics import mean_interval  # noqa: E402
+from user_grouping_evaluation_sim.grouping import GROUPINGS  # noqa: E402
+from user_grouping_evaluation_sim.hull import hull_distance  # noqa: E402
+from user_grouping_evaluation_sim.metrics import METRICS  # noqa: E402
+from user_grouping_evaluation_sim.preferences import Preferences, draw_crowds, read_movielens  # noqa: E402
+from user_grouping_evaluation_sim.scoring import Round, Scoring, Standing, attributed, marginal  # noqa: E402
+from user_grouping_evaluation_sim.settings import DATA  # noqa: E402
+from user_grouping_evaluation_sim.shapley import shapley_values  # noqa: E402
+from user_grouping_evaluation_sim.simulation import Protocol, simulate  # noqa: E402
+from user_grouping_evaluation_sim.tables import pearson  # noqa: E402
+
+RESULTS = ROOT / "results" / "user_grouping_evaluation_sim" / "attribution"
+
+
+@dataclass(frozen=True)
+class Settings(CommonSettings):
+    tuning_seed: int = 1000
+    """The crowds that settings are compared on."""
+    num_runs: int = 50
+
+
+def weighted_groups(standing: Standing, history: Sequence[Round], num_rounds: int, *, sharpness: float) -> Standing:
+    """Tried and left: no measuring, no merged candidate; users weigh exp(sharpness beta / std) in their groups."""
+    measured = attributed(replace(standing, merged_weights=None), history, num_rounds, measured_share=(1.0, 1.0))
+    beta = measured.points - 1
+    spread = np.maximum(beta.std(axis=1, keepdims=True), np.finfo(float).tiny)
+    return replace(measured, group_weights=np.exp(sharpness * (beta - beta.max(axis=1, keepdims=True)) / spread))
+
+
+def candidates() -> list[tuple[str, str, Scoring]]:
+    """(family, setting, scoring): everything that is compared."""
+    found: list[tuple[str, str, Scoring]] = [("marginal points", "", marginal)]
+    for eta in (0.25, 0.5, 1.0, 2.0):
+        found.append(("weights inside groups", f"sharpness {eta:g}", partial(weighted_groups, sharpness=eta)))
+    for share in (0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9):
+        scoring = partial(attributed, measured_share=(share, share))
+        found.append(("measure, then merge: share measured", f"{share:g}", scoring))
+    for sharpness in (2.0, 4.0, 8.0, 16.0, 48.0):
+        found.append(("merge: sharpness", f"{sharpness:g}", partial(attributed, sharpness=sharpness)))
+    for equations in (0.5, 1.0, 3.0):
+        scoring = partial(attributed, replayed_equations=equations)
+        found.append(("measure: equations replayed a user", f"{equations:g}", scoring))
+    for rounds in (1, 5, 20, 40):
+        found.append(("merge: rounds replayed", str(rounds), partial(attributed, replayed_rounds=rounds)))
+    found.append(("default", "", attributed))
+    return found
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One scoring under one protocol on the crowds of one seed."""
+
+    family: str
+    setting: str
+    scoring: Scoring
+    grouping: str
+    metric: str
+    num_users: int
+    num_groups: int
+    seed: int
+
+
+def perform(preferences: Preferences, num_runs: int, trial: Trial) -> dict[str, object]:
+    root = np.random.SeedSequence(trial.seed, spawn_key=(trial.num_users,))
+    crowd = draw_crowds(preferences, trial.num_users, root.spawn(num_runs))
+    metric = METRICS[trial.metric]
+    rng = np.random.default_rng([trial.seed, trial.num_groups])
+    protocol = Protocol(num_groups=trial.num_groups)
+    found = simulate(crowd, GROUPINGS[trial.grouping], metric, trial.scoring, protocol, rng)
+    pairs = list(zip(crowd.users, crowd.experts, strict=True))
+    shapley = np.array([shapley_values(*pair, metric, precision=0.02).values for pair in pairs])
+    hull = np.array([hull_distance(*pair) for pair in pairs])
+    regret = (found.distances[:, -1] - hull) / (found.distances[:, 0] - hull)
+    row: dict[str, object] = {name: value for name, value in vars(trial).items() if name != "scoring"}
+    for name, values in (("pearson", pearson(found.points, shapley)), ("regret", regret)):
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = map(float, mean_interval(values))
+    return row
+
+
+def frontier(tried: pd.DataFrame) -> Figure:
+    """Agreement against regret of everything that was tried, the mean over groupings' means with their intervals."""
+    groupings = list(tried["grouping"].unique())
+    figure, axes = new_figure(1, len(groupings), width=9.6, height=4.4, sharex=True, sharey=True)
+    for ax, grouping in zip(axes[0], groupings, strict=True):
+        part = tried[tried["grouping"] == grouping]
+        for i, (family, rows) in enumerate(part.groupby("family", sort=False)):
+            x, y = rows["regret"], rows["pearson"]
+            default = family == "default"
+            style = {"fmt": "*", "color": "k", "ms": 13, "zorder": 3} if default else {"fmt": MARKERS[i % 7], "ms": 5}
+            style |= {} if default else {"color": COLOURS[i % 7]}
+            bars = {"xerr": [x - rows["regret_low"], rows["regret_high"] - x]}
+            bars |= {"yerr": [y - rows["pearson_low"], rows["pearson_high"] - y]}
+            ax.errorbar(x, y, **bars, elinewidth=0.6, label=family, **style)
+            if family.endswith("share measured"):
+                for row in rows.itertuples():
+                    ax.annotate(
+                        row.setting, (row.regret, row.pearson), xytext=(4, -9), textcoords="offset points", fontsize=7
+                    )
+        ax.set_title(f"{grouping}, l2, 75 users, 4 groups")
+        ax.set_xlabel("normalised regret (log scale)")
+    axes[0, 0].set_xscale("log")
+    for ax in axes[0]:
+        ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.4], ["0.02", "0.05", "0.1", "0.2", "0.4"])
+        ax.set_xticks([], minor=True)
+    axes[0, 0].set_ylabel("Pearson r, points and Shapley values\n(means with 95 % intervals)")
+    legend_below(figure, axes[0, 0], 4)
+    return figure
+
+
+def main(settings: Settings) -> None:
+    folder = settings.output_dir or RESULTS
+    preferences = read_movielens(DATA / "ratings.csv.gz", DATA / "movies.csv.gz")
+    trials = [
+        Trial(*candidate, grouping, "l2", 75, 4, settings.tuning_seed)
+        for candidate in candidates()
+        for grouping in GROUPINGS
+    ]
+    fresh = [("marginal", marginal), ("attributed", attributed)]
+    settings_shown = [(75, 4, ("l2",)), (100, 5, tuple(METRICS)), (100, 2, tuple(METRICS))]
+    reported = [
+        Trial(name, "", scoring, grouping, metric, users, groups, settings.seed)
+        for users, groups, metrics in settings_shown
+        for metric in metrics
+        for grouping in GROUPINGS
+        for name, scoring in fresh
+    ]
+    print(
+        f"{len(trials)} trials on tuning crowds, {len(reported)} on fresh ones, {settings.num_runs} runs each",
+        flush=True,
+    )
+    work = partial(perform, preferences, settings.num_runs)
+    rows = list(parallel_map(work, [*trials, *reported], jobs=settings.jobs, description="trials"))
+    tried, shown = pd.DataFrame(rows[: len(trials)]), pd.DataFrame(rows[len(trials) :])
+    for name, frame in (("tried", tried), ("reported", shown)):
+        with replace_atomically(folder / f"{name}.csv") as temporary:
+            frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    save_figure(frontier(tried), folder, "agreement_against_regret")
+    print(f"results: {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, Settings, {"default": {}}))
