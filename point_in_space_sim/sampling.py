@@ -89,7 +89,7 @@ def _sample_tokens(base: BaseModel, count: int, seed: int, settings: SamplingSet
                    ends: set[int]) -> list[list[int]]:
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(count)]
     comments: list[list[int]] = [[] for _ in range(count)]
-    active = list(range(count))
+    batch = list(range(count))  # which comment each row of the batch is
     model, prompt_length = base.model, len(base.prompt)
     cache = KeyValueCache(prompt_length + settings.max_new_tokens)
     ids = torch.tensor([base.prompt], device=base.device)
@@ -98,16 +98,18 @@ def _sample_tokens(base: BaseModel, count: int, seed: int, settings: SamplingSet
     cache.length = prompt_length
     cache.select(torch.zeros(count, dtype=torch.long, device=base.device))
     hidden = hidden[:, -1:].expand(count, 1, -1)
-    for _ in range(settings.max_new_tokens):
+    for step in range(settings.max_new_tokens):
         logits = model.lm_head(model.model.norm(hidden[:, -1]))
-        drawn = draw_tokens(logits, settings, [streams[row] for row in active])
-        going_on = [i for i, token in enumerate(drawn) if token not in ends]
-        for row, token in zip(active, drawn, strict=True):
-            comments[row].append(token)
-        if not going_on or cache.length == cache.capacity:
+        drawn = draw_tokens(logits, settings, [streams[comment] for comment in batch])
+        for comment, token in zip(batch, drawn, strict=True):
+            if step == 0 or comments[comment][-1] not in ends:
+                comments[comment].append(token)
+        going_on = [row for row, comment in enumerate(batch) if comments[comment][-1] not in ends]
+        if not going_on or step + 1 == settings.max_new_tokens:
             break
-        if len(going_on) < len(active):
-            active, drawn = [active[i] for i in going_on], [drawn[i] for i in going_on]
+        # Ended rows leave a fifth at a time: to copy the others' keys and values at every end costs more.
+        if len(going_on) <= 0.8 * len(batch):
+            batch, drawn = [batch[row] for row in going_on], [drawn[row] for row in going_on]
             cache.select(torch.tensor(going_on, device=base.device))
         hidden = model.model.embed_tokens(torch.tensor(drawn, device=base.device))[:, None]
         hidden = run_layers(model, hidden, torch.tensor([[cache.length]]), cache=cache)

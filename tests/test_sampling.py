@@ -1,0 +1,148 @@
+"""Draws against the exact distribution, the decode loop against the model's own forward, and what a seed fixes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from experiment.errors import InputError
+from point_in_space_sim.base_model import DEFAULT_BASE_MODEL, load_base_model
+from point_in_space_sim.fine_tuning import TuningSettings, merged, tune
+from point_in_space_sim.sampling import (
+    SamplingSettings,
+    _sample_tokens,
+    distinct_2,
+    draw_tokens,
+    end_tokens,
+    sample_comments,
+)
+from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
+
+SETTINGS = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return load_base_model(str(save_tiny_llama(tmp_path_factory.mktemp("llama"))), "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def adapter(base):
+    return tune(base, ["what a day", "thank you so much"], TuningSettings(layers=2, rank=4, epochs=3), seed=0)
+
+
+def streams(count, seed=0):
+    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(count)]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.7), (2.0, 0.9)])
+def test_draws_follow_the_tempered_nucleus(temperature, top_p):
+    """Chi-squared of 20,000 draws of 8 tokens against softmax, cut to the nucleus by a sort."""
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.5, 0.3, -3.0, 1.7, -torch.inf])
+    expected = torch.softmax(logits.double() / temperature, 0).numpy()
+    order = np.argsort(-expected)
+    outside = np.cumsum(expected[order]) - expected[order] >= top_p
+    expected[order[outside]] = 0
+    expected /= expected.sum()
+    count = 20_000
+    settings = SamplingSettings(temperature=temperature, top_p=top_p)
+    drawn = np.bincount(draw_tokens(logits.expand(count, -1), settings, streams(count)), minlength=8)
+    assert drawn[expected == 0].sum() == 0
+    possible = expected > 0
+    chi_squared = ((drawn - count * expected)[possible] ** 2 / (count * expected[possible])).sum()
+    assert chi_squared < 30  # seven degrees of freedom: exceeded once in 10,000
+
+
+def test_a_uniform_number_at_either_end_draws_a_possible_token():
+    class Constant:
+        def __init__(self, value):
+            self.value = value
+
+        def random(self):
+            return self.value
+
+    logits = torch.full((2, 5000), -torch.inf)
+    logits[:, [1000, 1001]] = 0.0
+    assert draw_tokens(logits, SETTINGS, [Constant(0.0), Constant(np.nextafter(1.0, 0.0))]) == [1000, 1001]
+
+
+def test_decode_loop_equals_the_model_on_the_whole_prefix(base):
+    """Every token again, from the logits that the model's own forward gives for prompt and comment so far."""
+    count, ends = 6, {*end_tokens(base), *range(200, 240)}  # so many that rows end at different times
+    with torch.inference_mode():
+        comments = _sample_tokens(base, count, 3, SETTINGS, ends)
+        again = []
+        for stream in streams(count, 3):
+            tokens = []
+            while len(tokens) < SETTINGS.max_new_tokens and not (tokens and tokens[-1] in ends):
+                logits = base.model(torch.tensor([[*base.prompt, *tokens]])).logits[:, -1]
+                tokens += draw_tokens(logits, SETTINGS, [stream])
+            again.append(tokens)
+    assert comments == again
+    assert len({len(tokens) for tokens in comments}) > 1  # some rows left the batch early
+
+
+def test_a_comment_does_not_depend_on_the_others_in_the_batch(base, adapter):
+    many = sample_comments(base, 8, 5, SETTINGS, adapter).texts
+    assert sample_comments(base, 3, 5, SETTINGS, adapter).texts == many[:3]
+
+
+def test_seed_decides_the_texts(base, adapter):
+    first, again, other = (sample_comments(base, 8, seed, SETTINGS, adapter) for seed in (1, 1, 2))
+    assert first == again and first.texts != other.texts
+    assert first.texts != sample_comments(base, 8, 1, SETTINGS).texts
+    assert all("\n" not in text and text == text.strip() for text in first.texts)
+
+
+def test_merged_sampling_equals_unmerged_logits(base, adapter):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from point_in_space_sim.fine_tuning import save_adapter
+
+    ids = torch.tensor([base.prompt])
+    with merged(base, adapter), torch.no_grad():
+        together = base.model(ids).logits
+    folder = base.folder / "adapter"
+    save_adapter(adapter, folder, base)
+    attached = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.folder), str(folder))
+    with torch.no_grad():
+        assert torch.allclose(attached(ids).logits, together, atol=1e-4)
+
+
+def test_broken_comments_are_counted(base, monkeypatch):
+    word, end = base.tokenizer("day")["input_ids"], base.tokenizer.eos_token_id
+    space = base.tokenizer(" \n")["input_ids"]
+    drawn = [[*word, end], [end], [*word, *word], [*space, end], [*space, *word, *space, *word, end]]
+    monkeypatch.setattr("point_in_space_sim.sampling._sample_tokens", lambda *_: drawn)
+    samples = sample_comments(base, 5, 0, SETTINGS)
+    assert samples.texts == ["day", "", "dayday", "", "day day"]
+    assert samples.broken == 3 / 5
+
+
+def test_other_architectures_sample_through_generate(tmp_path):
+    gpt2 = load_base_model(str(save_tiny_gpt2(tmp_path)), "cpu", torch.float32)
+    first, again, other = (sample_comments(gpt2, 4, seed, SETTINGS) for seed in (1, 1, 2))
+    assert first == again and first.texts != other.texts
+
+
+def test_distinct_2():
+    assert distinct_2(["a b c", "a b"]) == pytest.approx(2 / 3)
+    assert distinct_2(["so so so"]) == pytest.approx(1 / 2)
+    assert distinct_2(["", "one"]) == 0
+
+
+def test_bad_settings(base):
+    for bad in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_new_tokens": 0}):
+        with pytest.raises(InputError):
+            sample_comments(base, 2, 0, replace(SETTINGS, **bad))
+    with pytest.raises(InputError):
+        sample_comments(base, 0, 0, SETTINGS)
+
+
+def test_smollm2_writes_english():
+    base = load_base_model(DEFAULT_BASE_MODEL, "cpu")
+    samples = sample_comments(base, 4, 0, SamplingSettings(temperature=0.7, max_new_tokens=16))
+    words = " ".join(samples.texts).lower().split()
+    assert len(words) > 20 and {"the", "a", "i", "to", "and", "of"} & set(words)
