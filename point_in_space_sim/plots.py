@@ -93,7 +93,7 @@ def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fi
             )  # fmt: skip
         axes.set_title(_short(emotion))
         axes.set_xticks(positions, [_tick(protocol, generation, sizes) for protocol, generation in groups])
-        axes.tick_params(axis="x", labelsize=7)
+        axes.tick_params(axis="x", labelsize=7, rotation=90)
         axes.grid(visible=False, axis="x")
         axes.set_ylim(bottom=0)
     for axes in panels[:: _columns(emotions)]:
@@ -103,7 +103,7 @@ def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fi
     handles.append(Patch(facecolor="#999999", alpha=0.35, label="neighbourhood: median, quartiles"))
     handles.append(Line2D([], [], linestyle="", marker="D", markersize=4, markerfacecolor="white",
                           markeredgecolor="black", label="mean"))  # fmt: skip
-    figure.legend(handles=handles, loc="outside upper center", ncols=4 if len(emotions) > 1 else 3)
+    figure.legend(handles=handles, loc="outside upper center", ncols=_legend_columns(emotions), fontsize=7.5)
     return figure
 
 
@@ -139,7 +139,7 @@ def single_against_multi_figure(summary: pd.DataFrame) -> Figure:
     if len(summary) > 1:
         right.plot(summary["reduction_percent"].mean(), mean_at, "o", color="black", markersize=6)
     right.axvline(0, color="black", linewidth=0.8)
-    left.set_yticks([*rows, mean_at], [*map(_short, table["emotion"]), f"mean (ours: {len(table)}, published: 28)"])
+    left.set_yticks([*rows, mean_at], [*map(_short, table["emotion"]), f"mean of {len(table)} (published: of 28)"])
     left.get_yticklabels()[-1].set_fontweight("bold")
     for axes in (left, right):
         axes.axhline(mean_at - 0.5, color="#999999", linewidth=0.6)
@@ -156,7 +156,7 @@ def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fig
     """Base, generations and neighbourhood in the first two principal components of all of a panel's points."""
     report = comments[(comments["role"] == "report") & comments["protocol"].isin(["base", "single", "multi"])]
     emotions = list(dict.fromkeys(comments["emotion"]))
-    figure, panels = _panels(emotions, height=2.9, most=3)
+    figure, panels = _panels(emotions, height=2.9)
     labels = list(EMOTIONS)
     sizes = _sizes(comments, neighbourhoods)
     for axes, emotion in zip(panels, emotions, strict=True):
@@ -206,7 +206,7 @@ def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fig
                  label={"multi": "multi, by generation", "single": "single, all neighbours"}.get(name, LONG[name]))
           for name in ("base", "single", "multi")),
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside upper center", ncols=5 if len(emotions) > 1 else 3)
+    figure.legend(handles=handles, loc="outside upper center", ncols=_legend_columns(emotions), fontsize=7.5)
     return figure
 
 
@@ -215,7 +215,7 @@ def controls_figure(summary: pd.DataFrame) -> Figure:
     table = summary.sort_values("reduction_percent", ignore_index=True)
     figure, (axes_row,) = new_figure(1, 3, width=7.2, height=1.3 + 0.26 * (len(table) + 1), sharey=True, sharex=True)
     rows = np.arange(len(table))
-    titles = {"single": "single model", "sequential": "a random part,\nno competition", "averaged": "adapters averaged"}
+    titles = {"single": "single model", "sequential": "random part, no competition", "averaged": "adapters averaged"}
     for axes, (other, title) in zip(axes_row, titles.items(), strict=True):
         column = f"multi_minus_{other}"
         errors = _errors(table[column], table[f"{column}_low"], table[f"{column}_high"])
@@ -228,7 +228,7 @@ def controls_figure(summary: pd.DataFrame) -> Figure:
                           markersize=5.5, linewidth=1.5)  # fmt: skip
             axes.axhline(len(table) - 0.5, color="#999999", linewidth=0.6)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_title(f"multi minus {title}")
+        axes.set_title(f"multi minus\n{title}")
         axes.set_ylim(-0.6, len(table) + (0.6 if len(table) > 1 else -0.4))
     ticks = [*map(_short, table["emotion"])] + (["mean over targets"] if len(table) > 1 else [])
     axes_row[0].set_yticks(range(len(ticks)), ticks)
@@ -276,6 +276,7 @@ def comments_page(comments: pd.DataFrame, neighbourhoods: pd.DataFrame, caption:
         place = neighbourhoods[neighbourhoods["emotion"] == emotion]
         lines += _comment_list(f"Target, and {COMMENTS_SHOWN - 1} nearest of its neighbourhood", place)
         last = own.groupby("protocol")["generation"].max()
+        shown: dict[tuple[str, ...], str] = {}
         for (protocol, generation), sample in own.groupby(["protocol", "generation"], sort=False):
             # Of the single model and the controls, the last one; of the competition, every generation.
             if protocol == "multi" or generation == last[protocol]:
@@ -283,7 +284,10 @@ def comments_page(comments: pd.DataFrame, neighbourhoods: pd.DataFrame, caption:
                 title = LONG[protocol]
                 if protocol != "base":
                     title += f" on {size} comments" if size else f", generation {generation}"
-                lines += _comment_list(f"{title[0].upper()}{title[1:]} (mean {sample['distance'].mean():.2f})", sample)
+                title = f"{title[0].upper()}{title[1:]} (mean {sample['distance'].mean():.2f})"
+                # Protocols may have come to the same model.
+                same = shown.setdefault(tuple(sample["text"]), title)
+                lines += [f"**{title}**", f"- as: {same}"] if same != title else _comment_list(title, sample)
     return "\n\n".join(lines) + "\n"
 
 
@@ -298,19 +302,23 @@ def _escape(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|~$" else letter for letter in text) or "(empty)"
 
 
-def _panels(emotions: Sequence[str], height: float, most: int = 4) -> tuple[Figure, list[Axes]]:
-    columns = _columns(emotions, most)
+def _panels(emotions: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each emotion."""
+    columns = _columns(emotions)
     rows = -(-len(emotions) // columns)
-    width = 5.0 if columns == 1 else 2.6 * columns
-    figure, axes = new_figure(rows, columns, width=width, height=height * rows + 0.8 + (columns == 1) * 0.8)
+    figure, axes = new_figure(rows, columns, width=(5.0, 7.2, 9.0, 12.0)[columns - 1], height=height * rows + 1.0)
     flat = list(axes.flat)
     for unused in flat[len(emotions) :]:
         unused.remove()
     return figure, flat[: len(emotions)]
 
 
-def _columns(emotions: Sequence[str], most: int = 4) -> int:
-    return next(columns for columns in (1, 2, 3, most) if len(emotions) <= columns * columns or columns == most)
+def _columns(emotions: Sequence[str]) -> int:
+    return 1 if len(emotions) == 1 else 2 if len(emotions) <= 4 else 3 if len(emotions) <= 9 else 4
+
+
+def _legend_columns(emotions: Sequence[str]) -> int:
+    return (2, 3, 4, 4)[_columns(emotions) - 1]
 
 
 def _neighbours(neighbourhoods: pd.DataFrame, emotion: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -418,7 +419,9 @@ def cached_base_model(name: str, device: str) -> BaseModel:
 
 @lru_cache(maxsize=4)
 def cached_mapper(name: str, device: str) -> Mapper:
-    return load_mapper(name, device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about renamed methods between peft and transformers
+        return load_mapper(name, device)
 
 
 @lru_cache(maxsize=1)

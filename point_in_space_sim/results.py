@@ -66,11 +66,13 @@ def generation_table(comments: pd.DataFrame, draws: pd.DataFrame, neighbourhoods
     """generations.csv: one row a sample (a kept variant of the competition has two, one a role).
 
     mean_distance with its 95 % bootstrap interval over comments; centre_distance: of the sample's mean vector, that is
-    how far off the centroid the model aims, apart from how much its comments spread; distinct_2: share of distinct word
-    pairs; broken: share of comments that are empty or were cut off.
+    how far off the centroid the model aims, apart from how much its comments spread. distinct_2: share of distinct word
+    pairs. broken: share of comments that are empty or were cut off. copied: share of comments that are one of the
+    neighbourhood's, word for word.
     """
     groups = dict(list(comments.groupby(MODEL, sort=False)))
     centroids = neighbourhoods[neighbourhoods["rank"] > 0].groupby("emotion", sort=False)[list(EMOTIONS)].mean()
+    known = {emotion: set(own["text"]) for emotion, own in neighbourhoods.groupby("emotion")}
     rows = []
     for row in draws.to_dict("records"):
         key = tuple(row[column] for column in MODEL)
@@ -84,6 +86,7 @@ def generation_table(comments: pd.DataFrame, draws: pd.DataFrame, neighbourhoods
             "mean_distance": distances.mean(), "interval_low": low, "interval_high": high, "kept": row["kept"],
             "centre_distance": float(np.linalg.norm(centre)),
             "distinct_2": distinct_2(sample["text"].tolist()), "broken": row["broken"],
+            "copied": sample["text"].isin(known[row["emotion"]]).mean(),
         })  # fmt: skip
     return pd.DataFrame(rows).round(6)
 
@@ -120,7 +123,7 @@ def summary_row(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhood
     """
     seeds = sorted(comments["seed"].unique())
     report = comments[comments["role"] == "report"]
-    last = {protocol: table["generation"].max() for protocol, table in report.groupby("protocol")}
+    last = report.groupby("protocol", sort=False)["generation"].max().to_dict()
 
     def distances(protocol: str, role: str = "report") -> np.ndarray:
         """(seeds, n) of the protocol's last kept model."""
@@ -160,7 +163,8 @@ def summary_row(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhood
     row["neighbourhood_distance"] = neighbourhood.loc[neighbourhood["rank"] > 0, "distance"].mean()
     final = generations[(generations["role"] == "report") & (generations["protocol"] == "multi")]
     final = final[final["generation"] == last["multi"]]
-    row["multi_distinct_2"], row["multi_broken"] = final["distinct_2"].mean(), final["broken"].mean()
+    for column in ("distinct_2", "broken", "copied"):
+        row[f"multi_{column}"] = final[column].mean()
     return row
 
 

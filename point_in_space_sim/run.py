@@ -80,7 +80,10 @@ class Settings(CommonSettings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "quick": {"generations": 1, "variants": 2, "neighbours": 24, "samples": 8, "epochs": 2, "max_new_tokens": 24},
+    # In one process: to start others would take longer than they would save.
+    "quick": {
+        "generations": 1, "variants": 2, "neighbours": 24, "samples": 8, "epochs": 2, "max_new_tokens": 24, "jobs": 1,
+    },
     "reference": {
         "emotions": ("gratitude", "love", "joy", "sadness", "fear", "nervousness"),
         "num_seeds": 2,
@@ -88,8 +91,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "all": {"emotions": ("all",)},
 }
 
-# SmolLM2-135M on one core that multiplies matrices at 60 GFLOP/s: seconds a comment and epoch, seconds a sample.
-SECONDS_TUNED, SECONDS_SAMPLED, REFERENCE_RATE = 0.10, 0.20, 60e9
+# SmolLM2-135M on one core that multiplies matrices at 100 GFLOP/s: seconds a comment and epoch, seconds a sample; and
+# seconds to load the models, and to start other processes that do.
+SECONDS_TUNED, SECONDS_SAMPLED, REFERENCE_RATE = 0.04, 0.09, 100e9
+SECONDS_TO_START, SECONDS_TO_START_WORKERS = 12, 15
 
 
 def check(settings: Settings) -> None:
@@ -146,8 +151,11 @@ def estimated_seconds(settings: Settings, epochs: int) -> float:
             start = time.perf_counter()
             matrix @ matrix
             rate = max(rate, 2 * 768**3 / (time.perf_counter() - start))
-    seconds = (tuned * epochs * SECONDS_TUNED + sampled * SECONDS_SAMPLED) * REFERENCE_RATE / rate
-    return seconds * len(target_names(settings)) * settings.num_seeds / min(settings.jobs, 2 * settings.variants + 1)
+    work = (tuned * epochs * SECONDS_TUNED + sampled * SECONDS_SAMPLED) * len(target_names(settings))
+    # A step has no more models to make at once than these.
+    work *= settings.num_seeds / min(settings.jobs, 2 * settings.variants + 1)
+    start = SECONDS_TO_START + SECONDS_TO_START_WORKERS * (settings.jobs > 1)
+    return (start + work) * REFERENCE_RATE / rate
 
 
 def in_words(seconds: float) -> str:

@@ -1,0 +1,265 @@
+"""The command line end to end on tiny models: files, resumption after a kill, added targets, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiment.command_line import run_script
+from point_in_space_sim import protocols
+from point_in_space_sim import run as run_module
+from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.results import read_csv
+from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_world
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = ("comments", "generations", "neighbourhoods", "summary")
+FIGURES = ("distances", "single_against_multi", "movement", "controls", "selection")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return save_tiny_world(tmp_path_factory.mktemp("world"))
+
+
+def arguments(world, output, *more):
+    options = {
+        "--base-model": world / "llama", "--mapper": world / "roberta", "--corpus": world / "corpus.csv",
+        "--neighbours": 20, "--generations": 2, "--samples": 5, "--epochs": 2, "--layers": 2, "--rank": 4,
+        "--max-new-tokens": 10, "--emotions": "joy", "--jobs": 1, "--output-dir": output,
+    }  # fmt: skip
+    given = [str(part) for option in options.items() for part in option]
+    return [str(ROOT / "point_in_space_sim" / "run.py"), *given, *map(str, more)]
+
+
+def run_here(monkeypatch, world, output, *more):
+    """Exit code of the script in this process."""
+    monkeypatch.setattr(sys, "argv", arguments(world, output, *more))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
+    return run_script(run_module.main, run_module.Settings, run_module.PRESETS)
+
+
+def start(world, output, *more):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(world / "cache")}
+    return subprocess.Popen(
+        [sys.executable, *arguments(world, output, *more)], cwd=world, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(world):
+    """A run of the script from another folder, and what it printed."""
+    output = world / "finished"
+    process = start(world, output)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output, printed
+
+
+def content(folder):
+    """Everything that equal runs must have in common, as bytes."""
+    paths = [*folder.glob("*.csv"), *folder.glob("*.md"), *folder.glob("*.png"), *folder.glob("training/*"),
+             *folder.glob("adapters/*/*.safetensors")]  # fmt: skip
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_files_of_a_run(finished):
+    folder, printed = finished
+    lines = printed.splitlines()
+    assert lines[0].startswith("joy; 1 seed; single, multi (2 x 3), sequential, averaged; ")
+    assert "about" in lines[0]
+    assert f"results in {folder}: joy: distance" in lines[-1]
+    for name in TABLES:
+        assert (folder / f"{name}.csv").is_file()
+    for name in FIGURES:
+        assert (folder / f"{name}.png").stat().st_size > 5000 and (folder / f"{name}.pdf").stat().st_size > 5000
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"{name}.csv" for name in TABLES), *(f"{name}.{end}" for name in FIGURES for end in ("png", "pdf")),
+        "comments.md", "run.json", "training", "adapters",
+    }  # fmt: skip
+    record = json.loads((folder / "run.json").read_text())
+    assert record["emotions"] == ["joy"] and record["neighbours"] == 20 and record["epochs"] == 2
+    for name in ("base_model_sha256", "mapper_sha256", "corpus_sha256"):
+        assert len(record[name]) == 64
+    page = (folder / "comments.md").read_text()
+    assert page.count("mean ") == 6 and "## joy" in page
+
+
+def test_comments_and_their_distances(finished):
+    folder, _ = finished
+    comments, near = read_csv(folder / "comments.csv"), read_csv(folder / "neighbourhoods.csv")
+    assert list(comments) == ["emotion", "protocol", "generation", "variant", "seed", "role", "text", *EMOTIONS,
+                              "distance"]  # fmt: skip
+    # base; three single; (three chosen from, one report) x 2 generations; two controls x 2.
+    assert len(comments) == 5 * (1 + 3 + 2 * 4 + 2 * 2)
+    centroid = near.loc[near["rank"] > 0, list(EMOTIONS)].mean().to_numpy()
+    distances = np.linalg.norm(comments[list(EMOTIONS)].to_numpy() - centroid, axis=1)
+    assert comments["distance"].to_numpy() == pytest.approx(distances, abs=1e-3)
+    kept = comments[(comments["protocol"] == "multi") & (comments["generation"] == 1)]
+    fresh = kept[kept["role"] == "report"]
+    chosen = kept[(kept["role"] == "selection") & (kept["variant"] == fresh["variant"].iloc[0])]
+    assert len(chosen) == 5 and set(chosen["text"]) != set(fresh["text"])
+
+
+def test_generations_and_summary(finished):
+    folder, _ = finished
+    comments, generations = read_csv(folder / "comments.csv"), read_csv(folder / "generations.csv")
+    summary = read_csv(folder / "summary.csv").iloc[0]
+    assert (generations["interval_low"] <= generations["mean_distance"]).all()
+    assert (generations["mean_distance"] <= generations["interval_high"]).all()
+    multi = generations[generations["protocol"] == "multi"]
+    assert multi[multi["role"] == "selection"]["training_comments"].tolist() == [6, 6, 6, 4, 4, 4]
+    for _, own in multi[multi["role"] == "selection"].groupby("generation"):
+        assert own["kept"].sum() == 1 and own.loc[own["kept"], "mean_distance"].item() == own["mean_distance"].min()
+    single = generations[generations["protocol"] == "single"]
+    assert single["training_comments"].tolist() == [6, 13, 20]
+
+    def mean(protocol, generation):
+        rows = comments[(comments["protocol"] == protocol) & (comments["generation"] == generation)]
+        return rows.loc[rows["role"] == "report", "distance"].mean()
+
+    assert summary["single_distance"] == pytest.approx(mean("single", 3), abs=1e-5)
+    assert summary["multi_distance"] == pytest.approx(mean("multi", 2), abs=1e-5)
+    assert summary["reduction_percent"] == pytest.approx(100 * (1 - mean("multi", 2) / mean("single", 3)), abs=1e-3)
+    assert summary["multi_minus_averaged"] == pytest.approx(mean("multi", 2) - mean("averaged", 2), abs=1e-5)
+
+
+def test_training_files_and_kept_adapters(finished, world):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder, _ = finished
+    corpus = set(pd.read_csv(world / "corpus.csv")["text"])
+    files = sorted((folder / "training").glob("*.jsonl"))
+    assert len(files) == 3 + 2 * 3 + 2 * 1 + 2 * 3
+    for path in files:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            user, assistant = json.loads(line)["messages"]
+            assert (user["role"], user["content"]) == ("user", "Write a Reddit comment.")
+            assert assistant["role"] == "assistant" and assistant["content"] in corpus
+    kept = {path.name for path in (folder / "adapters").iterdir()}
+    assert kept == {
+        *(f"joy-seed-0-single-{third}" for third in (1, 2, 3)),
+        *(f"joy-seed-0-{protocol}-{i}" for protocol in ("multi", "sequential", "averaged") for i in (1, 2)),
+    }
+    base = AutoModelForCausalLM.from_pretrained(world / "llama")
+    PeftModel.from_pretrained(base, str(folder / "adapters" / "joy-seed-0-averaged-2"))
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_bytes(finished, world, monkeypatch):
+    output = world / "killed"
+    process = start(world, output)
+    deadline = time.monotonic() + 120
+    # In the middle: some models made, others not.
+    while len(list(output.glob(".parts/*/models/*"))) < 5 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    made = {path.name for path in output.glob(".parts/*/models/*")}
+    assert not (output / "run.json").exists() and len(made) >= 5
+
+    tuned = []
+    tune = protocols.tune
+    monkeypatch.setattr(protocols, "tune", lambda *given: tuned.append(given) or tune(*given))
+    assert run_here(monkeypatch, world, output) == 0
+    # 3 single, 3 shared, 3 + 1 + 3 in the second generation; averages are no tuning.
+    assert 0 < len(tuned) <= 13 - (len(made) - 1)
+    assert content(output) == content(finished[0])
+
+
+def test_results_do_not_depend_on_jobs(world, monkeypatch, tmp_path):
+    small = ["--generations", 1, "--variants", 2, "--neighbours", 6, "--samples", 3]
+    for jobs in (1, 2):
+        assert run_here(monkeypatch, world, tmp_path / str(jobs), *small, "--jobs", jobs) == 0
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+
+
+def test_finished_target_is_not_run_again_and_others_are_added(finished, world, monkeypatch, capsys):
+    folder, _ = finished
+    before = content(folder)
+    assert run_here(monkeypatch, world, folder) == 0
+    assert "finished before, nothing to do" in capsys.readouterr().out
+    assert content(folder) == before
+    weights = folder / "adapters" / "joy-seed-0-multi-2" / "adapter_model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert run_here(monkeypatch, world, folder, "--target-emotions", "joy=0.7,fear=0.3") == 0
+    summary = read_csv(folder / "summary.csv")
+    assert summary["emotion"].tolist() == ["joy", "joy=0.7,fear=0.3"]
+    assert weights.stat().st_mtime_ns == written
+    old = read_csv(folder / "comments.csv").query("emotion == 'joy'")
+    assert old.to_csv(index=False, lineterminator="\n").encode() == before["comments.csv"]
+    assert json.loads((folder / "run.json").read_text())["emotions"] == ["joy", "joy=0.7,fear=0.3"]
+
+
+def test_full_tuning_of_a_text_target(world, monkeypatch, tmp_path):
+    assert run_here(monkeypatch, world, tmp_path / "run", "--target-text", "what a day", "--tuning", "full",
+                    "--generations", 1, "--variants", 2, "--learning-rate", 1e-3) == 0  # fmt: skip
+    summary = read_csv(tmp_path / "run" / "summary.csv")
+    assert summary["emotion"].tolist() == ['"what a day"']
+    (kept,) = (tmp_path / "run" / "adapters").glob("*-multi-1")
+    protocols.cached_base_model.cache_clear()
+    protocols.cached_base_model(str(kept), "cpu")
+
+
+def test_dry_run_says_what_it_would_do(world, monkeypatch, capsys, tmp_path):
+    assert run_here(monkeypatch, world, tmp_path / "run", "--dry-run", "--emotions", "all") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("28 targets; 1 seed") and "about" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--emotions", "jyo"], "did you mean joy"),
+        (["--neighbours", "60"], "59 comments beside the target"),
+        (["--generations", "30"], "too few for 3 variants and 30 generations"),
+        (["--target-emotions", "joy:1"], "not EMOTION=PROBABILITY"),
+        (["--target-emotions", "joy=1", "--target-text", "a"], "give one of them"),
+        (["--target-text", " "], "is empty"),
+        (["--variants", "1"], "--variants 1: out of range"),
+        (["--samples", "0"], "--samples 0: out of range"),
+        (["--learning-rate", "0"], "--learning-rate 0.0: out of range"),
+        (["--preset", "quik"], "did you mean quick"),
+        (["--device", "abacus"], "abacus"),
+        (["--corpus", "nowhere.csv"], "nowhere.csv"),
+        (["--base-model", "./nowhere"], "nowhere"),
+        (["--mapper", "./nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(world, monkeypatch, capsys, tmp_path, more, message):
+    assert run_here(monkeypatch, world, tmp_path / "run", *more) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_of_another_run_is_refused(finished, world, monkeypatch, capsys, tmp_path):
+    before = content(finished[0])
+    assert run_here(monkeypatch, world, finished[0], "--samples", 6) == 2
+    assert "holds another run (samples differs)" in capsys.readouterr().err
+    corpus = save_tiny_corpus(tmp_path / "other.csv", 61)
+    assert run_here(monkeypatch, world, finished[0], "--corpus", corpus) == 2
+    assert "holds another run" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert run_here(monkeypatch, world, tmp_path / "run") == 2
+    assert "holds other files (notes.txt)" in capsys.readouterr().err
+    assert content(finished[0]) == before
+
+
+def test_help_imports_nothing_heavy():
+    code = ("import runpy, sys; sys.argv = ['run.py', '--help']\n"
+            "try: runpy.run_path('point_in_space_sim/run.py', run_name='__main__')\n"
+            "except SystemExit as end: print('code', end.code)\n"
+            "print({'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--target-emotions" in done.stdout and done.stdout.endswith("code 0\nset()\n")

@@ -1,0 +1,223 @@
+"""The protocols' moves on made-up samples: parts, pools, seeds, what is shared; and the intervals of the results."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.protocols import (
+    Averaged,
+    Batch,
+    Game,
+    Request,
+    Tuned,
+    deal,
+    derived_seed,
+    merge_requests,
+    name_of,
+    play,
+    without,
+)
+from point_in_space_sim.results import bootstrap, generation_table, interval, mean_interval, summary_row
+from point_in_space_sim.target import part_sizes
+
+
+def game(neighbours=100, generations=3, variants=3, seed=0, target="joy"):
+    return Game(target, tuple(f"comment {i}" for i in range(neighbours)), np.zeros(28), seed, generations, variants)
+
+
+class Fake:
+    """Stands in for the models: every sample's distances follow from the model's name and the sample's seed."""
+
+    def __init__(self, samples=5):
+        self.samples, self.steps = samples, []
+
+    def __call__(self, requests):
+        self.steps.append(requests)
+        drawn = {}
+        for request in requests:
+            for sample in request.samples:
+                generator = np.random.default_rng([sample, derived_seed(0, name_of(request.model))])
+                vectors = generator.random((self.samples, 28))
+                texts = tuple(f"{name_of(request.model)} {sample} {i}" for i in range(self.samples))
+                drawn[name_of(request.model), sample] = Batch(
+                    texts, vectors, np.linalg.norm(vectors, axis=1), 0.0)  # fmt: skip
+        return drawn
+
+
+sizes = st.tuples(st.integers(3, 60), st.integers(1, 4), st.integers(2, 5)).filter(
+    lambda size: size[0] * (1 - 1 / size[2]) ** (size[1] - 1) > size[2] + size[1]
+)
+
+
+@given(st.integers(2, 200), st.integers(2, 9), st.integers(0, 2**32))
+def test_parts_are_equal_and_disjoint(count, variants, seed):
+    pool = tuple(map(str, range(count)))
+    parts = deal(pool, variants, np.random.default_rng(seed))
+    assert len(parts) == variants and {len(part) for part in parts} == {count // variants}
+    dealt = [text for part in parts for text in part]
+    assert len(set(dealt)) == len(dealt) and set(dealt) <= set(pool)
+    assert set(without(pool, parts[0])) == set(pool) - set(parts[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=sizes, seed=st.integers(0, 1000))
+def test_competition_never_trains_on_a_removed_comment(size, seed):
+    own = game(*size, seed=seed)
+    played = play(own, Fake(), ["multi"])
+    best, removed = None, set()
+    for generation in range(1, own.generations + 1):
+        choices = [(d, b) for d, b in played if (d.generation, d.role) == (generation, "selection")]
+        parts = [draw.model.texts for draw, _ in choices]
+        assert len(parts) == own.variants
+        assert {len(part) for part in parts} == {part_sizes(*size)[generation - 1]}
+        dealt = [text for part in parts for text in part]
+        assert len(set(dealt)) == len(dealt)
+        assert not removed & set(dealt) and set(dealt) <= set(own.texts)
+        assert all(name_of(draw.model.start) == name_of(best) for draw, _ in choices)
+        winner = min(choices, key=lambda choice: choice[1].distances.mean())[0]
+        assert [draw.variant for draw, _ in choices if draw.kept] == [winner.variant]
+        best = winner.model
+        removed |= set(best.texts)
+        ((report, _),) = [(d, b) for d, b in played if (d.generation, d.role) == (generation, "report")]
+        assert report.model is best and report.variant == winner.variant
+        assert report.sample not in {draw.sample for draw, _ in choices}
+
+
+@pytest.mark.parametrize("protocol", ["sequential", "averaged"])
+def test_controls_have_the_same_budget_of_comments(protocol):
+    own = game()
+    played = play(own, Fake(), [protocol])
+    assert [draw.generation for draw, _ in played] == [1, 2, 3] and all(draw.role == "report" for draw, _ in played)
+    for (draw, _), size in zip(played, [33, 22, 15], strict=True):
+        models = draw.model.models if isinstance(draw.model, Averaged) else [draw.model]
+        assert [len(model.texts) for model in models] == [size] * (3 if protocol == "averaged" else 1)
+    # Sequential never trains on a comment twice.
+    if protocol == "sequential":
+        texts = [text for draw, _ in played for text in draw.model.texts]
+        assert len(set(texts)) == len(texts)
+        assert played[2][0].model.start is played[1][0].model
+    else:
+        assert all(model.start is played[0][0].model for model in played[1][0].model.models)
+
+
+def test_single_models_are_independent_and_nearest_first():
+    own = game()
+    models = [draw.model for draw, _ in play(own, Fake(), ["single"])]
+    assert [model.texts for model in models] == [own.texts[:33], own.texts[:66], own.texts]
+    assert all(model.start is None for model in models)
+
+
+def test_protocols_share_their_first_generation_and_each_model_is_asked_for_once_a_step():
+    fake = Fake()
+    played = play(game(), fake)
+    first = {name: [d for d, _ in played if d.protocol == name and d.generation == 1] for name in
+             ("multi", "sequential", "averaged")}  # fmt: skip
+    variants = [draw.model.name for draw in first["multi"] if draw.role == "selection"]
+    assert first["sequential"][0].model.name in variants
+    assert [model.name for model in first["averaged"][0].model.models] == variants
+    for step in fake.steps:
+        assert len({name_of(request.model) for request in step}) == len(step)
+    made = {name_of(request.model) for step in fake.steps for request in step if isinstance(request.model, Tuned)}
+    # 3 single, 3 shared, then 3 + 1 + 3 in each of two generations.
+    assert len(made) == 20
+    assert len(fake.steps) == 4
+
+
+def test_reports_are_paired_and_never_the_sample_that_chose():
+    played = play(game(), Fake())
+    reports = {draw.sample for draw, _ in played if draw.role == "report"}
+    selections = {draw.sample for draw, _ in played if draw.role == "selection"}
+    assert len(reports) == 1 and len(selections) == 3 and not reports & selections
+
+
+def test_a_protocol_does_not_depend_on_which_others_are_played():
+    together = [(d.protocol, d.generation, d.variant, name_of(d.model), d.sample) for d, _ in play(game(), Fake())]
+    for protocol in ("base", "single", "multi", "sequential", "averaged"):
+        alone = play(game(), Fake(), [protocol])
+        assert [(d.protocol, d.generation, d.variant, name_of(d.model), d.sample) for d, _ in alone] == [
+            row for row in together if row[0] == protocol
+        ]
+
+
+def test_seeds_differ_by_purpose_target_seed_and_generation():
+    games = [game(seed=seed, target=target) for seed in (0, 1) for target in ("joy", "fear")]
+    seeds = [own.seed_of(purpose, generation) for own in games for purpose in ("deal", "tune", "report", "selection")
+             for generation in (0, 1, 2)]  # fmt: skip
+    assert len(set(seeds)) == len(seeds)
+    assert derived_seed(3, "a", 1) == derived_seed(3, "a", 1)
+
+
+def test_merged_requests():
+    model = Tuned(("a",), None, 0)
+    same = Tuned(("a",), None, 0)
+    merged = merge_requests([Request(model, (1,)), Request(None, (2,)), Request(same, (1, 3), ("kept",))])
+    assert [(name_of(r.model), r.samples, r.keep_as) for r in merged] == [
+        (model.name, (1, 3), ("kept",)), ("base", (2,), ())]  # fmt: skip
+    assert Tuned(("a",), model, 0).name != model.name != Tuned(("a",), None, 1).name
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        values = generator.gamma(4.0, 0.1, size=(1, 50))
+        low, high = interval(bootstrap(values, generator, 500).mean(axis=(1, 2)))
+        hits += low <= 0.4 <= high
+    assert 0.89 < hits / 300 < 0.98
+    values = generator.normal(size=(1, 400))
+    low, high = interval(bootstrap(values, generator).mean(axis=(1, 2)))
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
+    assert interval(np.full(10, 0.3)) == pytest.approx((0.3, 0.3))
+    assert mean_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
+        (2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-6)
+
+
+def table_of(rows):
+    """comments.csv of one target: {(protocol, generation, variant, role): distances (seeds, n)}."""
+    tables = []
+    for (protocol, generation, variant, role), distances in rows.items():
+        for seed, values in enumerate(distances):
+            tables.append(pd.DataFrame({
+                "emotion": "joy", "protocol": protocol, "generation": generation, "variant": variant, "seed": seed,
+                "role": role, "text": "so glad", "distance": values, **dict.fromkeys(EMOTIONS, 0.0)}))  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_summary_reports_fresh_samples_with_paired_intervals():
+    generator = np.random.default_rng(1)
+    shared = generator.random((2, 50))
+    comments = table_of({
+        ("base", 0, 0, "report"): 1.1 + 0 * shared,
+        ("single", 1, 1, "report"): 9 + shared,
+        ("single", 2, 1, "report"): 0.5 + shared,
+        ("multi", 1, 1, "selection"): 0.01 * shared,
+        ("multi", 1, 2, "selection"): 7 + shared,
+        ("multi", 1, 1, "report"): 0.3 + shared,
+        ("sequential", 1, 2, "report"): 0.4 + shared,
+        ("averaged", 1, 0, "report"): 0.2 + shared,
+    })  # fmt: skip
+    draws = comments.drop_duplicates(["protocol", "generation", "variant", "seed", "role"]).assign(
+        training_comments=5, broken=0.0)  # fmt: skip
+    draws["kept"] = ~((draws["variant"] == 2) & (draws["protocol"] == "multi"))
+    neighbourhood = pd.DataFrame({"emotion": "joy", "rank": [0, 1, 2], "text": ["t", "so glad", "u"],
+                                  "distance": [0.1, 0.3, 0.5], **dict.fromkeys(EMOTIONS, 0.0)})  # fmt: skip
+    generations = generation_table(comments, draws, neighbourhood)
+    row = summary_row(comments, generations, neighbourhood)
+
+    assert row["seeds"] == 2 and row["neighbourhood_distance"] == pytest.approx(0.4)
+    assert row["single_distance"] == pytest.approx(0.5 + shared.mean())
+    assert row["multi_distance"] == pytest.approx(0.3 + shared.mean())
+    assert row["reduction_percent"] == pytest.approx(100 * 0.2 / (0.5 + shared.mean()))
+    # Comment by comment the difference is the same: paired, its interval has no width.
+    for other, difference in (("single", -0.2), ("sequential", -0.1), ("averaged", 0.1)):
+        bounds = [row[f"multi_minus_{other}{end}"] for end in ("", "_low", "_high")]
+        assert bounds == pytest.approx([difference] * 3)
+    assert row["multi_low"] < row["multi_distance"] < row["multi_high"]
+    assert row["selection_distance"] == pytest.approx(0.01 * shared.mean())
+    assert row["fresh_minus_selection"] == pytest.approx(row["multi_distance"] - row["selection_distance"])
+    kept = generations[generations["kept"] & (generations["protocol"] == "multi")]
+    assert sorted(kept["role"]) == ["report", "report", "selection", "selection"]
+    assert set(generations["copied"]) == {1.0}
