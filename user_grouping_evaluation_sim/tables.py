@@ -168,7 +168,7 @@ def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
                     compared = {"compared": factor, "alternative": alternative, "reference": reference}
                     rows.append(compared | fixed | {"measure": measure, "difference": mean, "low": low, "high": high})
     columns = ["compared", "alternative", "reference", *COMBINATION, "measure", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=[name for name in columns if rows and any(name in row for row in rows)])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def best_table(

@@ -1,0 +1,531 @@
+"""The command line of the user grouping experiment, end to end: its files, its resumption, what it refuses."""
+
+import gzip
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiment.command_line import run_script
+from experiment.parallel import parallel_map
+from user_grouping_evaluation_sim.metrics import METRICS
+from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
+from user_grouping_evaluation_sim.settings import DATA, PRESETS, Settings
+from user_grouping_evaluation_sim.shapley import shapley_values
+from user_grouping_evaluation_sim.sweep import crowd_of
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "user_grouping_evaluation_sim" / "run.py"
+COMBINATION = ["grouping", "metric", "scoring"]
+COLUMNS = {  # the contract of design.md
+    "runs": [
+        *COMBINATION,
+        "run",
+        "start_distance",
+        "final_distance",
+        "hull_distance",
+        "rounds_to_converge",
+        "pearson",
+        "spearman",
+        "shapley_standard_error",
+    ],
+    "rounds": [*COMBINATION, "run", "round", "distance"],
+    "points": [*COMBINATION, "run", "user", "points", "shapley", "standard_error"],
+}
+MEASURES = [
+    "start_distance",
+    "final_distance",
+    "hull_distance",
+    "regret",
+    "rounds_to_converge",
+    "pearson",
+    "spearman",
+]
+COLUMNS["summary"] = [*COMBINATION, "runs", *(m + end for m in MEASURES for end in ("", "_low", "_high"))]
+TINY = ["--num-users", "6", "--num-groups", "2", "--num-rounds", "5", "--num-runs", "3", "--kernel-runs", "1"]
+DEFAULT = [*TINY, "--grouping", "random", "interleaved", "--metric", "l2", "dot"]  # fewer panels: they take seconds
+OWN = '''
+"""A user's own strategies, as short as they get."""
+from dataclasses import replace
+
+import numpy as np
+
+
+def by_turns(points, num_groups, progress, rng):
+    return np.broadcast_to(np.arange(points.shape[1]) % num_groups, points.shape)
+
+
+def worst(a, b):
+    return -np.abs(a - b).max(axis=-1)
+
+
+def attendance(standing, history, num_rounds):
+    return replace(standing, points=standing.points + 1)
+
+
+def one_group(points, num_groups, progress, rng):
+    return np.zeros(points.shape, dtype=int)
+
+
+def overlapping(points, num_groups, progress, rng):
+    members = np.arange(points.shape[1])
+    return [[members[:4], members[2:]] for _ in points]
+
+
+def cosine(a, b):
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+'''
+
+
+def run(folder, *options, cwd=ROOT, python=(), check=True, **more):
+    command = [sys.executable, *python, str(SCRIPT), "--output-dir", str(folder), *map(str, options)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **more)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def tables(folder):
+    return {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
+
+
+def csv_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+
+
+def everything_in(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A user's folder with a matrix and strategies of their own."""
+    folder = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    matrix = pd.DataFrame(rng.uniform(0, 5, (40, 5)).round(2), columns=list("abcde"))
+    matrix.insert(0, "who", [f"user {i}" for i in range(40)])
+    matrix.to_csv(folder / "matrix.csv", index=False)
+    (folder / "own_strategies.py").write_text(OWN, encoding="utf-8")
+    return folder
+
+
+# ------------------------------------------------------------------ whole runs
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("default") / "run"
+    run(folder, *DEFAULT, "--jobs", "2", cwd=folder.parent)
+    return folder
+
+
+def test_default_files(default_run):
+    found = tables(default_run)
+    for name, columns in COLUMNS.items():
+        assert list(found[name].columns) == columns, name
+        assert b"\r" not in (default_run / f"{name}.csv").read_bytes()
+    combinations = 2 * 2 * 2
+    lengths = {"runs": 3, "rounds": 3 * 6, "points": 3 * 6, "summary": 1}
+    assert {name: len(found[name]) for name in lengths} == {k: combinations * v for k, v in lengths.items()}
+    assert not found["points"].isna().any(axis=None)
+    names = {path.stem for path in default_run.glob("*.png")}
+    assert names == {path.stem for path in default_run.glob("*.pdf")}
+    assert {
+        "distance_by_grouping",
+        "distance_by_metric",
+        "points_against_shapley_marginal",
+        "points_against_shapley_attributed",
+        "correlation_against_distance",
+        "subset_influence",
+        "estimator_noise",
+    } <= names
+    for name in names:
+        assert (default_run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (default_run / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert not [path.name for path in default_run.iterdir() if path.name.startswith(".")]
+
+
+def test_tables_agree_with_each_other(default_run):
+    found = tables(default_run)
+    rounds, points = (dict(list(found[name].groupby([*COMBINATION, "run"]))) for name in ("rounds", "points"))
+    for row in found["runs"].to_dict("records"):
+        key = (*(row[name] for name in COMBINATION), row["run"])
+        distances, of_users = rounds[key]["distance"], points[key]
+        assert rounds[key]["round"].tolist() == list(range(6))
+        assert (distances.iloc[0], distances.iloc[-1]) == (row["start_distance"], row["final_distance"])
+        assert row["final_distance"] >= row["hull_distance"] - 1e-6
+        r = stats.pearsonr(of_users["points"], of_users["shapley"]).statistic
+        assert row["pearson"] == pytest.approx(r, abs=1e-3)
+    for row in found["summary"].to_dict("records"):
+        chosen = found["runs"]
+        for name in COMBINATION:
+            chosen = chosen[chosen[name] == row[name]]
+        final = chosen["final_distance"]
+        low, high = stats.t.interval(0.95, 2, loc=final.mean(), scale=stats.sem(final))
+        got = [row["final_distance"], row["final_distance_low"], row["final_distance_high"]]
+        assert got == pytest.approx([final.mean(), low, high], rel=1e-4, abs=1e-4)
+
+
+def test_combinations_of_a_run_start_alike(default_run):
+    found = tables(default_run)
+    assert (found["runs"].groupby("run")[["start_distance", "hull_distance"]].nunique() == 1).all(axis=None)
+    assert found["runs"]["start_distance"].nunique() == 3
+    assert (found["points"].groupby(["run", "user"]).size() == 8).all()
+    assert (found["points"].groupby(["metric", "run", "user"])["shapley"].nunique() == 1).all()
+
+
+def test_shapley_values_are_of_the_crowd(default_run):
+    """The values in points.csv against the estimator at the crowd that the seed gives, by metric."""
+    settings = Settings(num_users=6, num_groups=2)
+    preferences = read_movielens(DATA / "ratings.csv.gz", DATA / "movies.csv.gz")
+    crowd = crowd_of(settings, preferences, 6, 0, 3)
+    points = tables(default_run)["points"]
+    for name in ("l2", "dot"):
+        chosen = points[(points["metric"] == name) & (points["grouping"] == "random")]
+        chosen = chosen[chosen["scoring"] == "marginal"]
+        for number in range(3):
+            of_run = chosen[chosen["run"] == number]
+            assert of_run["user"].tolist() == crowd.user_ids[number].tolist()
+            values = shapley_values(crowd.users[number], crowd.experts[number], METRICS[name], method="exact").values
+            np.testing.assert_allclose(of_run["shapley"], values, rtol=1e-4, atol=1e-4)
+
+
+def test_run_json_says_where_the_run_came_from(default_run):
+    record = json.loads((default_run / "run.json").read_text(encoding="utf-8"))
+    assert (record["seed"], record["preset"], record["num_users"], record["delta"]) == (0, "default", 6, 0.1)
+    assert set(record["data_sha256"]) == {"ratings", "movies"}
+    assert record["packages"]["numpy"] == np.__version__
+    assert record["seconds"]["figures"] > 0
+    assert len(record["dimensions"]) == 19
+    assert {"git_commit", "python", "machine", "command"} <= set(record)
+
+
+def test_a_finished_run_is_not_run_again(default_run):
+    before = everything_in(default_run)
+    assert "already complete" in run(default_run, *DEFAULT, "--jobs", "1").stdout
+    assert everything_in(default_run) == before
+
+
+@pytest.fixture(scope="module")
+def paper_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("paper") / "run"
+    options = ["--preset", "paper", *TINY, "--jobs", "1", "--grouping", "interleaved", "--metric", "l2"]
+    done = run(folder, *options, python=["-X", "importtime"])
+    return folder, done
+
+
+def test_paper_preset_is_the_study(paper_run):
+    folder, _ = paper_run
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert len(record["dimensions"]) == 20
+    assert "(no genres listed)" in record["dimensions"]
+    assert record["negative_points_weigh"] is True
+    assert record["scoring"] == ["marginal"]
+    with gzip.open(DATA / "ratings.csv.gz", "rt", encoding="utf-8") as file:
+        ids = sorted({int(line.split(",")[0]) for line in file if line[0].isdigit()})
+    points = tables(folder)["points"]
+    crowds = points.groupby("run")["user"].agg(set)
+    for crowd in crowds:
+        assert len(set(ids[:7]) - crowd) == 1  # one of the first 7 is the expert
+        assert crowd < set(ids[:7])
+
+
+def test_heavy_libraries_stay_out(paper_run):
+    _, done = paper_run
+    imported = set(re.findall(r"\|\s+(\w+)$", done.stderr, re.M))
+    assert "numpy" in imported
+    assert not imported & {"torch", "transformers", "peft"}
+
+
+def test_help_is_quick():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-X", "importtime", str(SCRIPT), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2  # of processor time: CI is shared
+    for option in ("--num-users", "--num-groups", "--grouping", "--preset", "--sweep", "--preferences", "--scheduler"):
+        assert option in done.stdout
+    imported = set(re.findall(r"\|\s+(\w+)$", done.stderr, re.M))
+    assert not imported & {"torch", "transformers", "pandas", "matplotlib", "scipy", "shap"}
+
+
+def test_quick_preset_as_a_module(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "user_grouping_evaluation_sim.run",
+        "--preset=quick",
+        "--output-dir",
+        tmp_path / "q",
+    ]
+    command += ["--metric", "dot", "--scoring", "attributed", "--grouping", "random", "--kernel-runs", "0"]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    found = tables(tmp_path / "q")
+    assert len(found["rounds"]) == 6 * 21
+    assert found["points"].groupby("run").size().tolist() == [20] * 6
+    assert (found["points"]["standard_error"] == 0).all()
+
+
+def test_own_strategies_matrix_and_sweep(home, tmp_path):
+    options = ["--grouping", "own_strategies:by_turns", "--metric", "own_strategies:worst"]
+    options += ["--scoring", "own_strategies:attendance", "--preferences", "matrix.csv", "--jobs", "2"]
+    options += ["--sweep", "--sweep-users", "4", "7", "--sweep-groups", "1", "3"]
+    run(tmp_path / "s", *TINY, *options, cwd=home)
+    found = tables(tmp_path / "s")
+    assert list(found["sweep"].columns) == [*COLUMNS["summary"], "num_users", "num_groups"]
+    assert found["sweep"][["num_users", "num_groups"]].to_numpy().tolist() == [[4, 1], [4, 3], [7, 1], [7, 3]]
+    assert (found["sweep"]["grouping"] == "own_strategies:by_turns").all()
+    assert (found["points"]["points"] == 1 + 5).all()  # one a round, from 1
+    assert set(found["points"]["user"]) <= {f"user {i}" for i in range(40)}
+    assert (found["best"]["best_share"] == 1).all()  # of one combination
+    crowd = crowd_of(Settings(num_users=6), read_matrix(home / "matrix.csv"), 6, 0, 1)
+    worst = shapley_values(
+        crowd.users[0], crowd.experts[0], lambda a, b: -np.abs(a - b).max(axis=-1), method="exact"
+    ).values
+    np.testing.assert_allclose(found["points"].query("run == 0")["shapley"], worst, rtol=1e-4)
+    assert list((tmp_path / "s").glob("sweep_final_distance_*.png"))
+    record = json.loads((tmp_path / "s" / "run.json").read_text(encoding="utf-8"))
+    assert set(record["code_sha256"]) == {option for option in options if option.startswith("own_strategies:")}
+    assert list(record["data_sha256"]) == ["preferences"]
+
+
+# ------------------------------------------------------------------ the same bytes, however it is run
+
+MIDDLING = ["--num-users", "20", "--num-rounds", "30", "--num-runs", "20", "--kernel-runs", "4", "--metric", "l1"]
+MIDDLING += ["--grouping", "random", "epsilon_greedy", "--seed", "7"]
+
+
+@pytest.fixture(scope="module")
+def reference_run(home):
+    folder = home / "reference"
+    run(folder, *MIDDLING, "--preferences", home / "matrix.csv", "--jobs", "1")
+    return folder
+
+
+def test_killed_run_goes_on_to_the_same_bytes(reference_run, home, tmp_path):
+    folder = tmp_path / "killed"
+    command = [sys.executable, str(SCRIPT), "--output-dir", str(folder), *MIDDLING, "--jobs", "2"]
+    command += ["--preferences", str(home / "matrix.csv")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob(".parts/[!.]*.npz"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+            assert process.poll() is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finished = list(folder.glob(".parts/[!.]*.npz"))
+    assert len(finished) >= 2
+    assert not list(folder.glob("*.csv"))
+    assert not (folder / "run.json").exists()
+    refused = run(folder, *MIDDLING, "--preferences", home / "matrix.csv", "--no-resume", check=False)
+    assert refused.returncode == 2
+    assert "unfinished" in refused.stderr
+    before = {path.name: path.stat().st_mtime_ns for path in finished}
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob(".parts/[!.]*.npz")} == before
+    run(folder, *MIDDLING, "--preferences", home / "matrix.csv", "--jobs", "2")
+    assert csv_bytes(folder) == csv_bytes(reference_run)
+    assert set(everything_in(folder)) == set(everything_in(reference_run))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """The address of a dask scheduler with two worker processes."""
+    contact = tmp_path_factory.mktemp("cluster") / "scheduler.json"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(part, *options):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{part}", "--scheduler-file", str(contact), *options]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([*command, "--no-dashboard"], env=environment, cwd=contact.parent, **quiet)
+
+    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0")]
+    try:
+        processes += [start("worker", "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1") for _ in range(2)]
+        deadline = time.monotonic() + 60
+        while not contact.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        address = json.loads(contact.read_text())["address"]
+        from distributed import Client
+
+        with Client(address) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield address, {process.pid for process in processes[1:]}
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_a_cluster_gives_the_same_bytes(reference_run, home, tmp_path, cluster):
+    address, workers = cluster
+
+    def where(task):
+        time.sleep(0.02)
+        return task, os.getpid()
+
+    seen = list(parallel_map(where, range(12), backend="dask", scheduler=address))
+    assert [task for task, _ in seen] == list(range(12))
+    assert {process for _, process in seen} == workers
+    options = [*MIDDLING, "--preferences", home / "matrix.csv", "--backend", "dask", "--scheduler", address]
+    run(tmp_path / "run", *options)
+    assert csv_bytes(tmp_path / "run") == csv_bytes(reference_run)
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.fixture(scope="module")
+def main():
+    path = list(sys.path)
+    from user_grouping_evaluation_sim.run import main
+
+    sys.path[:] = path  # run.py, being a script, changes it
+    return main
+
+
+@pytest.fixture
+def command_line(main, home, monkeypatch, capsys):
+    """Runs the script's own main in this process, in the user's folder; returns exit code, output and errors."""
+
+    def call(*options):
+        monkeypatch.chdir(home)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, options)])
+        code = run_script(main, Settings, PRESETS)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+RATINGS = "userId,movieId,rating,timestamp\n1,1,4.0,1\n2,1,3.0,1\n3,2,5.0,1\n"
+MOVIES = "movieId,title,genres\n1,A,Drama\n2,B,Comedy\n"
+FILES = {
+    "ratings.csv": RATINGS,
+    "movies.csv": MOVIES,
+    "word.csv": RATINGS + "3,1,good,1\n",
+    "high.csv": RATINGS + "3,1,11,1\n",
+    "twice.csv": RATINGS + "3,2,5.0,9\n",
+    "empty.csv": "",
+    "column.csv": RATINGS.replace("rating", "stars"),
+    "nan.csv": "who,a,b\n1,2,3\n2,NaN,1\n3,1,1\n",
+    "few.csv": "who,a,b\n1,2,3\n2,2,1\n3,1,1\n",
+}
+GROUPLENS = ["--movies", "movies.csv", "--num-users", "2", "--num-groups", "1", "--ratings"]
+CROWD = ["--preferences", "matrix.csv", *TINY]
+BAD = {
+    "more groups than users": ([*CROWD, "--num-groups", 7], "--num-groups 7: more groups than the 6 users"),
+    "more groups in the sweep": ([*CROWD, "--sweep", "--sweep-users", 3, "--sweep-groups", 4], "more groups than"),
+    "fewer users than asked for": ([*CROWD, "--num-users", 40], "--num-users 40: the data hold 40 users"),
+    "fewer users than the sweep": ([*CROWD, "--sweep", "--sweep-users", 99], "--num-users 99: the data hold 40 users"),
+    "fewer users in MovieLens": ([*GROUPLENS, "ratings.csv", "--num-users", 3], "the data hold 3 users"),
+    "a rating that is a word": ([*GROUPLENS, "word.csv"], "word.csv: row 5: rating 'good' is not a number"),
+    "a rating out of range": ([*GROUPLENS, "high.csv"], "high.csv: row 5: rating 11 is not within 0.5 to 5"),
+    "a rating given twice": ([*GROUPLENS, "twice.csv"], "twice.csv: row 5: user 3 rates movie 2 a second time"),
+    "an empty file": ([*GROUPLENS, "empty.csv"], "empty.csv: the file is empty"),
+    "an empty matrix": (["--preferences", "empty.csv"], "empty.csv: the file is empty"),
+    "a missing column": ([*GROUPLENS, "column.csv"], "column.csv: no column rating"),
+    "a missing file": ([*GROUPLENS, "absent.csv"], "absent.csv: no such file"),
+    "a folder in place of a file": (["--preferences", "."], "cannot be read as CSV"),
+    "a matrix with NaN": (["--preferences", "nan.csv"], "nan.csv: row 3: column a is not a finite number"),
+    "a small matrix": (["--preferences", "few.csv"], "--num-users 75: the data hold 3 users"),
+    "empty groups": ([*CROWD, "--grouping", "own_strategies:one_group"], "left group 1 of run 0 empty"),
+    "overlapping groups": ([*CROWD, "--grouping", "own_strategies:overlapping"], "must give each user one group"),
+    "a metric without a value of nobody": ([*CROWD, "--metric", "own_strategies:cosine"], "zero vector"),
+    "an unknown grouping": ([*CROWD, "--grouping", "interleavd"], "interleavd: unknown; did you mean interleaved?"),
+    "an unknown metric": ([*CROWD, "--metric", "l3"], "--metric l3: unknown; did you mean l"),
+    "an unknown scoring": ([*CROWD, "--scoring", "marginl"], "--scoring marginl: unknown; did you mean marginal?"),
+    "an unknown preset": (["--preset", "papper"], "--preset papper: unknown; did you mean paper?"),
+    "an unknown method": ([*CROWD, "--shapley", "exct"], "--shapley exct: unknown; did you mean exact?"),
+    "an unknown backend": ([*CROWD, "--backend", "lokey"], "--backend lokey: unknown; did you mean loky?"),
+    "an unknown function": ([*CROWD, "--metric", "own_strategies:none"], "cannot be loaded"),
+    "an unknown module": ([*CROWD, "--scoring", "no_such_module:f"], "cannot be loaded"),
+    "a name given twice": ([*CROWD, "--metric", "l2", "l2"], "name at least one, and each once"),
+    "no name": ([*CROWD, "--metric"], "name at least one, and each once"),
+    "dask without an address": ([*CROWD, "--backend", "dask"], "needs --scheduler ADDRESS"),
+    "a form that does not fit": ([*CROWD, "--shapley", "closed_form"], "fits --metric dot alone"),
+    "too many coalitions": ([*CROWD, "--num-users", 23, "--shapley", "exact"], "too many coalitions"),
+    "delta 0": ([*CROWD, "--delta", 0], "--delta 0.0: out of range; must be in (0, 1]"),
+    "delta above 1": ([*CROWD, "--delta", 1.5], "--delta 1.5: out of range"),
+    "delta NaN": ([*CROWD, "--delta", "nan"], "--delta nan: out of range"),
+    "a probability below 0": ([*CROWD, "--error-probability", -0.1], "--error-probability -0.1: out of range"),
+    "a probability above 1": ([*CROWD, "--error-probability", 2], "--error-probability 2.0: out of range"),
+    "no users": ([*CROWD, "--num-users", 0], "--num-users 0: out of range"),
+    "no groups": ([*CROWD, "--num-groups", 0], "--num-groups 0: out of range"),
+    "no rounds": ([*CROWD, "--num-rounds", 0], "--num-rounds 0: out of range"),
+    "no runs": ([*CROWD, "--num-runs", 0], "--num-runs 0: out of range"),
+    "no jobs": ([*CROWD, "--jobs", 0], "--jobs 0: out of range"),
+    "a negative seed": ([*CROWD, "--seed", -1], "--seed -1: out of range"),
+    "no precision": ([*CROWD, "--shapley-precision", 0], "--shapley-precision 0.0: out of range"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input_is_one_line_and_changes_nothing(case, command_line, home, reference_run, tmp_path):
+    options, told = BAD[case]
+    for name, text in FILES.items():
+        (home / name).write_text(text, encoding="utf-8")
+    held = tmp_path / "held"
+    shutil.copytree(reference_run, held)
+    before = everything_in(held)
+    for folder, more in ((tmp_path / "new", []), (held, []), (held, ["--overwrite"])):
+        code, _, errors = command_line(*options, "--output-dir", folder, *more)
+        assert code == 2
+        assert errors.startswith("error: ")
+        assert told in errors
+        assert errors.count("\n") == 1
+        assert errors.endswith("\n")
+    assert not (tmp_path / "new").exists()
+    assert everything_in(held) == before
+
+
+def test_another_run_in_the_folder_is_kept(command_line, reference_run, tmp_path):
+    held = tmp_path / "held"
+    shutil.copytree(reference_run, held)
+    before = everything_in(held)
+    for options, told in (
+        ([*MIDDLING[:-1], 8, "--preferences", "matrix.csv"], "holds another run (seed differs)"),
+        ([*MIDDLING, "--preferences", "matrix.csv", "--delta", 0.2], "holds another run (delta differs)"),
+        ([*MIDDLING], "holds another run (data_sha256 differs)"),
+    ):
+        code, _, errors = command_line(*options, "--output-dir", held)
+        assert code == 2
+        assert errors.startswith("error: ")
+        assert told in errors
+        assert errors.count("\n") == 1
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        code, _, errors = command_line(*CROWD, "--output-dir", tmp_path / "notes", *more)
+        assert code == 2
+        assert "holds other files (notes.txt)" in errors
+    assert everything_in(held) == before
+    assert everything_in(tmp_path / "notes") == {"notes.txt": b"mine"}
+
+
+def test_bad_input_as_a_shell_sees_it(home, tmp_path):
+    done = run(tmp_path / "new", "--preferences", "matrix.csv", *TINY, "--metric", "l9", cwd=home, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: --metric l9: unknown; [^\n]*\n", done.stderr)
+    assert not (tmp_path / "new").exists()
+
+
+def test_dry_run_writes_nothing(command_line, tmp_path):
+    code, printed, _ = command_line(*CROWD, "--dry-run", "--output-dir", tmp_path / "new")
+    assert code == 0
+    assert "6 users in 2 groups: 3 runs of 5 rounds for each of 18 combinations" in printed
+    assert "40 users x 5 dimensions" in printed
+    assert not (tmp_path / "new").exists()
