@@ -19,6 +19,7 @@ from scipy import stats
 
 from experiment.command_line import run_script
 from experiment.parallel import parallel_map
+from user_grouping_evaluation_sim import plots
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
 from user_grouping_evaluation_sim.settings import DATA, PRESETS, Settings
@@ -95,6 +96,18 @@ def run(folder, *options, cwd=ROOT, python=(), check=True, **more):
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+def main_here(here, *options):
+    """The script's own main in this process, in the folder `here`; without figures, which take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        patch.setattr(sys, "argv", ["run.py", *map(str, options)])
+        patch.setattr(sys, "path", ["", *sys.path])  # run.py, being a script, replaces the first
+        patch.setattr(plots, "figures_of", lambda *_: [])
+        from user_grouping_evaluation_sim.run import main
+
+        return run_script(main, Settings, PRESETS)
 
 
 def tables(folder):
@@ -212,9 +225,11 @@ def test_run_json_says_where_the_run_came_from(default_run):
     assert {"git_commit", "python", "machine", "command"} <= set(record)
 
 
-def test_a_finished_run_is_not_run_again(default_run):
+def test_a_finished_run_is_not_run_again(default_run, command_line):
     before = everything_in(default_run)
-    assert "already complete" in run(default_run, *DEFAULT, "--jobs", "1").stdout
+    code, printed, _ = command_line("--output-dir", default_run, *DEFAULT, "--jobs", "1")
+    assert code == 0
+    assert "already complete" in printed
     assert everything_in(default_run) == before
 
 
@@ -304,21 +319,22 @@ def test_own_strategies_matrix_and_sweep(home, tmp_path):
 # ------------------------------------------------------------------ the same bytes, however it is run
 
 MIDDLING = ["--num-users", "20", "--num-rounds", "30", "--num-runs", "20", "--kernel-runs", "4", "--metric", "l1"]
-MIDDLING += ["--grouping", "random", "epsilon_greedy", "--seed", "7"]
+MIDDLING += ["--grouping", "random", "epsilon_greedy", "--preferences", "matrix.csv", "--seed", "7"]
 
 
 @pytest.fixture(scope="module")
 def reference_run(home):
     folder = home / "reference"
-    run(folder, *MIDDLING, "--preferences", home / "matrix.csv", "--jobs", "1")
+    assert main_here(home, *MIDDLING, "--output-dir", folder, "--jobs", 1) == 0
     return folder
 
 
-def test_killed_run_goes_on_to_the_same_bytes(reference_run, home, tmp_path):
+def test_killed_run_goes_on_to_the_same_bytes(reference_run, home, tmp_path, command_line):
     folder = tmp_path / "killed"
     command = [sys.executable, str(SCRIPT), "--output-dir", str(folder), *MIDDLING, "--jobs", "2"]
-    command += ["--preferences", str(home / "matrix.csv")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 60
         while len(list(folder.glob(".parts/[!.]*.npz"))) < 2 and time.monotonic() < deadline:
@@ -331,12 +347,12 @@ def test_killed_run_goes_on_to_the_same_bytes(reference_run, home, tmp_path):
     assert len(finished) >= 2
     assert not list(folder.glob("*.csv"))
     assert not (folder / "run.json").exists()
-    refused = run(folder, *MIDDLING, "--preferences", home / "matrix.csv", "--no-resume", check=False)
-    assert refused.returncode == 2
-    assert "unfinished" in refused.stderr
+    code, _, errors = command_line(*MIDDLING, "--output-dir", folder, "--no-resume")
+    assert code == 2
+    assert "holds an unfinished run" in errors
     before = {path.name: path.stat().st_mtime_ns for path in finished}
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob(".parts/[!.]*.npz")} == before
-    run(folder, *MIDDLING, "--preferences", home / "matrix.csv", "--jobs", "2")
+    assert command_line(*MIDDLING, "--output-dir", folder, "--jobs", 2)[0] == 0
     assert csv_bytes(folder) == csv_bytes(reference_run)
     assert set(everything_in(folder)) == set(everything_in(reference_run))
 
@@ -370,7 +386,7 @@ def cluster(tmp_path_factory):
             process.wait()
 
 
-def test_a_cluster_gives_the_same_bytes(reference_run, home, tmp_path, cluster):
+def test_a_cluster_gives_the_same_bytes(reference_run, tmp_path, cluster, command_line):
     address, workers = cluster
 
     def where(task):
@@ -380,35 +396,18 @@ def test_a_cluster_gives_the_same_bytes(reference_run, home, tmp_path, cluster):
     seen = list(parallel_map(where, range(12), backend="dask", scheduler=address))
     assert [task for task, _ in seen] == list(range(12))
     assert {process for _, process in seen} == workers
-    options = [*MIDDLING, "--preferences", home / "matrix.csv", "--backend", "dask", "--scheduler", address]
-    run(tmp_path / "run", *options)
+    options = [*MIDDLING, "--output-dir", tmp_path / "run", "--backend", "dask", "--scheduler", address]
+    assert command_line(*options)[0] == 0
     assert csv_bytes(tmp_path / "run") == csv_bytes(reference_run)
 
 
 # ------------------------------------------------------------------ bad input
 
 
-@pytest.fixture(scope="module")
-def main():
-    path = list(sys.path)
-    from user_grouping_evaluation_sim.run import main
-
-    sys.path[:] = path  # run.py, being a script, changes it
-    return main
-
-
 @pytest.fixture
-def command_line(main, home, monkeypatch, capsys):
-    """Runs the script's own main in this process, in the user's folder; returns exit code, output and errors."""
-
-    def call(*options):
-        monkeypatch.chdir(home)
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, options)])
-        code = run_script(main, Settings, PRESETS)
-        return code, *capsys.readouterr()
-
-    return call
+def command_line(home, capsys):
+    """main_here in the user's folder; returns exit code, output and errors."""
+    return lambda *options: (main_here(home, *options), *capsys.readouterr())
 
 
 RATINGS = "userId,movieId,rating,timestamp\n1,1,4.0,1\n2,1,3.0,1\n3,2,5.0,1\n"
@@ -446,7 +445,7 @@ BAD = {
     "overlapping groups": ([*CROWD, "--grouping", "own_strategies:overlapping"], "must give each user one group"),
     "a metric without a value of nobody": ([*CROWD, "--metric", "own_strategies:cosine"], "zero vector"),
     "an unknown grouping": ([*CROWD, "--grouping", "interleavd"], "interleavd: unknown; did you mean interleaved?"),
-    "an unknown metric": ([*CROWD, "--metric", "l3"], "--metric l3: unknown; did you mean l"),
+    "an unknown metric": ([*CROWD, "--metric", "l3"], "--metric l3: unknown; choose from l2, l1, dot, module:function"),
     "an unknown scoring": ([*CROWD, "--scoring", "marginl"], "--scoring marginl: unknown; did you mean marginal?"),
     "an unknown preset": (["--preset", "papper"], "--preset papper: unknown; did you mean paper?"),
     "an unknown method": ([*CROWD, "--shapley", "exct"], "--shapley exct: unknown; did you mean exact?"),
@@ -492,14 +491,15 @@ def test_bad_input_is_one_line_and_changes_nothing(case, command_line, home, ref
     assert everything_in(held) == before
 
 
-def test_another_run_in_the_folder_is_kept(command_line, reference_run, tmp_path):
+def test_another_run_in_the_folder_is_kept(command_line, home, reference_run, tmp_path):
+    (home / "other.csv").write_text((home / "matrix.csv").read_text().replace("user 3,", "user 03,"))
     held = tmp_path / "held"
     shutil.copytree(reference_run, held)
     before = everything_in(held)
     for options, told in (
-        ([*MIDDLING[:-1], 8, "--preferences", "matrix.csv"], "holds another run (seed differs)"),
-        ([*MIDDLING, "--preferences", "matrix.csv", "--delta", 0.2], "holds another run (delta differs)"),
-        ([*MIDDLING], "holds another run (data_sha256 differs)"),
+        ([*MIDDLING[:-1], 8], "holds another run (seed differs)"),
+        ([*MIDDLING, "--delta", 0.2], "holds another run (delta differs)"),
+        ([*MIDDLING, "--preferences", "other.csv"], "holds another run (data_sha256 differs)"),
     ):
         code, _, errors = command_line(*options, "--output-dir", held)
         assert code == 2
