@@ -86,7 +86,7 @@ def distance_over_rounds(rounds: pd.DataFrame, runs: pd.DataFrame, line: str, pa
                 floor, color="black", linewidth=1, linestyle=(0, (1, 1)), label="nearest mixture of users (hull)"
             )
             ax.plot([0], [start], "k*", ms=8, label="start", clip_on=False, linestyle="none")
-            ax.set_title(f"{panel} {title}, {scoring} points")
+            ax.set_title(f"{title}, {scoring} points")
             ax.set_ylim(bottom=0)
     for ax in axes[-1]:
         ax.set_xlabel("round")
@@ -270,7 +270,7 @@ def best_shares(best: pd.DataFrame) -> Figure:
     figure, axes = new_figure(
         len(scorings), len(measures), width=7.4, height=0.8 + 2.3 * len(scorings), sharex=True, sharey=True
     )
-    titles = {"final_distance": "least final distance", "pearson": "highest correlation with Shapley values"}
+    titles = {"final_distance": "least final distance", "pearson": "highest mean r with Shapley values"}
     for row, scoring in enumerate(scorings):
         for column, measure in enumerate(measures):
             ax = axes[row, column]
@@ -280,10 +280,10 @@ def best_shares(best: pd.DataFrame) -> Figure:
             bars = [(part["best_share"] - part["low"]).clip(lower=0), (part["high"] - part["best_share"]).clip(lower=0)]
             ax.errorbar(part["best_share"], y, xerr=bars, fmt="none", color="black", elinewidth=1)
             ax.set_yticks(y, part["grouping"] + ", " + part["metric"])
-            ax.set_title(f"{titles[measure]}, {scoring} points")
+            ax.set_title(f"{titles[measure]},\n{scoring} points")
             ax.set_xlim(0, 1)
     for ax in axes[-1]:
-        ax.set_xlabel("share of settings in which it is best, 95 % interval")
+        ax.set_xlabel("share of settings where best (95 % interval)")
     return figure
 
 
