@@ -368,9 +368,12 @@ def cluster(tmp_path_factory):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen([*command, "--no-dashboard"], env=environment, cwd=contact.parent, **quiet)
 
-    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0")]
+    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0", "--idle-timeout", "300s")]
     try:
-        processes += [start("worker", "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1") for _ in range(2)]
+        processes += [
+            start("worker", "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1", "--death-timeout", "60")
+            for _ in range(2)
+        ]
         deadline = time.monotonic() + 60
         while not contact.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
