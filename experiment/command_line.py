@@ -1,15 +1,18 @@
 """What the scripts' command lines share: common options, presets, and how errors end."""
 
+import contextlib
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiment.errors import InputError
+from experiment.errors import InputError, RunFailed
 
 Settings = TypeVar("Settings", bound="CommonSettings")
 
@@ -34,36 +37,97 @@ class CommonSettings:
 NOT_IDENTITY = ("output_dir", "jobs", "overwrite", "resume", "backend", "scheduler")
 
 
+GO_ON = "finished parts are kept; run the same command to go on"
+
+
 def run_script(
     main: Callable[[Settings], None], settings: type[Settings], presets: Mapping[str, dict[str, Any]]
 ) -> int:
-    """Reads the command line into `settings`, runs `main`, and returns the exit code: 0, 2 (bad input) or 130."""
-    import tyro
+    """Reads the command line into `settings` and runs `main`.
 
+    Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted. What the code does not foresee is raised, so
+    that Python shows where it happened and exits with code 1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        preset = _preset_of(sys.argv[1:])
-        check_name("--preset", preset, presets)
-        defaults = settings(**{**presets[preset], "preset": preset})
-        main(tyro.cli(settings, default=defaults, description=sys.modules[main.__module__].__doc__))
+        main(read_command_line(sys.argv[1:], settings, presets, sys.modules[main.__module__].__doc__))
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _ended(f"error: {error}", 2)
     except KeyboardInterrupt:
-        print("interrupted: finished parts are kept; run the same command to go on", file=sys.stderr)
-        return 130
+        return _ended(f"interrupted: {GO_ON}", 130)
+    except RunFailed as error:
+        return _ended(f"error: {error}; {GO_ON}", 1)
+    except MemoryError:
+        return _ended(f"error: not enough memory; {GO_ON}, perhaps with fewer --jobs", 1)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}; finished parts are kept", file=sys.stderr)
-        return 1
+        where = f"{error.filename}: " if error.filename else ""
+        return _ended(f"error: {where}{error.strerror or error}; {GO_ON}", 1)
     return 0
 
 
+def _ended(message: str, code: int) -> int:
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    return code
+
+
+def read_command_line(
+    arguments: list[str], settings: type[Settings], presets: Mapping[str, dict[str, Any]], description: str | None
+) -> Settings:
+    """The settings that the arguments give, the preset's for all others. Raises InputError, naming the culprit.
+
+    --help prints the options and raises SystemExit(0).
+    """
+    import tyro
+
+    preset = _preset_of(arguments)
+    check_name("--preset", preset, presets)
+    defaults = settings(**{**presets[preset], "preset": preset})
+    for option, value in pairwise(["", *arguments]):
+        if not value or (value.startswith("--") and value.endswith("=")):
+            raise InputError(f"{value.rstrip('=') or option}: an empty value; give one or leave the option out")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            given, unknown = tyro.cli(
+                settings, args=arguments, default=defaults, description=description, return_unknown_args=True
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(_first_sentence(complaint.getvalue())) from None
+    if unknown:
+        raise InputError(_unknown_option(unknown, settings))
+    return given
+
+
+def _first_sentence(complaint: str) -> str:
+    """What tyro draws as a box (a title, what is wrong, a rule, help), without the box: what is wrong."""
+    lines = [line.strip("│ ") for line in complaint.splitlines()[1:-1]]
+    told = " ".join(takewhile(lambda line: set(line) != {"─"}, lines))
+    return f"{told.removeprefix('Error parsing ').rstrip('.')}; see --help"
+
+
+def _unknown_option(unknown: list[str], settings: type) -> str:
+    name = next((word for word in unknown if word.startswith("--")), None)
+    if name is None:
+        return f"{unknown[0]}: belongs to no option; see --help"
+    name = name.partition("=")[0].replace("_", "-")
+    options = [f"--{field.name.replace('_', '-')}" for field in fields(settings)]
+    near = difflib.get_close_matches(name, options, n=1)
+    return f"{name}: no such option; {f'did you mean {near[0]}?' if near else 'see --help'}"
+
+
 def _preset_of(arguments: list[str]) -> str:
-    for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith("--preset="):
-            return argument.partition("=")[2]
-    return "default"
+    """The preset named last, as for every other option."""
+    preset = "default"
+    for argument, value in pairwise([*arguments, ""]):
+        if argument == "--preset" and value:
+            preset = value
+        elif argument.startswith("--preset="):
+            preset = argument.partition("=")[2] or preset
+    return preset
 
 
 def check_name(option: str, name: str, known: Iterable[str]) -> None:

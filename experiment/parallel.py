@@ -1,10 +1,13 @@
 """The same function over many tasks: in this process, in local workers, or on a cluster the user has."""
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
-from experiment.errors import InputError
+from experiment.errors import InputError, RunFailed
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -31,7 +34,8 @@ def parallel_map(
     """function(task) for every task, in the tasks' order, as they become ready, with a progress bar.
 
     jobs: how many at once. backend: one of BACKENDS. scheduler: address of a dask scheduler or a ray head node.
-    Raises InputError for an unknown backend, one that is not installed, or a cluster that does not answer.
+    Raises InputError for an unknown backend, one that is not installed, or a cluster that does not answer; RunFailed
+    where a worker or the cluster goes away.
     """
     from tqdm import tqdm
 
@@ -53,20 +57,50 @@ def parallel_map(
             _connect_ray(scheduler)
             stack.enter_context(joblib.parallel_config("ray", n_jobs=jobs))
         else:
-            options = {"initializer": _keep_worker} if backend == "loky" else {}
+            own = {"initializer": _start_worker, "initargs": (os.getpid(),)}
+            options: dict[str, Any] = own if backend == "loky" else {}
             stack.enter_context(joblib.parallel_config(backend, n_jobs=jobs, **options))
         # ray's joblib backend has no generator
         pool = joblib.Parallel() if backend == "ray" else joblib.Parallel(return_as="generator")
-        yield from bar(pool(joblib.delayed(_single_threaded)(function, task) for task in tasks))
+        try:
+            yield from bar(pool(joblib.delayed(_single_threaded)(function, task) for task in tasks))
+        except _lost_workers(backend) as error:
+            raise RunFailed(
+                f"a worker or the cluster went away ({type(error).__name__}), perhaps for want of memory"
+            ) from error
 
 
-def _keep_worker() -> None:
-    """loky replaces a worker that has grown by 300 MB; one that keeps a loaded model has, and is no leak."""
+def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:
+    """What a backend raises when workers vanish."""
+    if backend == "dask":
+        from distributed import CancelledError, KilledWorker
+        from distributed.comm import CommClosedError
+
+        return CancelledError, KilledWorker, CommClosedError
+    if backend == "ray":
+        from ray.exceptions import RayActorError, RaySystemError, WorkerCrashedError
+
+        return RayActorError, RaySystemError, WorkerCrashedError
+    return (BrokenExecutor,)
+
+
+def _start_worker(main_process: int) -> None:
+    """What loky's own workers do not do."""
     import sys
+    from threading import Thread
 
     from joblib.externals.loky import process_executor
 
+    # loky replaces a worker that has grown by 300 MB; one that keeps a loaded model has, and is no leak.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+    Thread(target=_end_with, args=(main_process,), daemon=True).start()
+
+
+def _end_with(main_process: int) -> None:
+    """Ends this worker when the process that started it is gone: it would hold its memory, and write, for minutes."""
+    while os.getppid() == main_process:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _dask_client(scheduler: str | None) -> Any:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from experiment.errors import InputError
-from experiment.files import replace_atomically
+from experiment.files import replace_atomically, sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ".parts"
@@ -52,13 +52,30 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         with replace_atomically(self.path / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            # A file name that is not UTF-8 becomes a JSON escape.
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def finish(self, **facts: Any) -> None:
-        """Writes run.json, the mark of a complete run, and removes the parts."""
-        record = {**self.identity, **facts, **provenance(), "seconds": {k: round(v, 2) for k, v in self.stages.items()}}
+        """Writes run.json, the mark of a complete run, and removes the parts.
+
+        Among the facts, `experiment` names the package whose module `verification` can check the run.
+        """
+        record = {
+            **self.identity,
+            **facts,
+            **provenance(),
+            "seconds": {name: round(seconds, 2) for name, seconds in self.stages.items()},
+            "outputs_sha256": output_hashes(self.path),
+        }
         self.write_json("run.json", record)
         shutil.rmtree(self.path / PARTS, ignore_errors=True)
+
+
+def output_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of a run's tables and weights, by their path in the folder."""
+    paths = sorted([*folder.glob("*.csv"), *folder.glob("adapters/**/*.safetensors")])
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
 
 
 @contextmanager
@@ -80,10 +97,12 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One who held it removed the file in between: the lock is on a file that nobody else will find.
+            taken = os.fstat(lock.fileno()).st_ino != (path / ".lock").stat().st_ino
         except OSError:
-            raise InputError(
-                f"{path}: another process is writing to this folder; wait or choose --output-dir"
-            ) from None
+            taken = True
+        if taken:
+            raise InputError(f"{path}: another process is writing to this folder; wait or choose another --output-dir")
         try:
             held = _held_identity(path)
             if overwrite:
@@ -102,8 +121,8 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
                 raise InputError(
                     f"{path}: holds an unfinished run; leave out --no-resume, or --overwrite to start again"
                 )
-            for stale in path.glob(".*.tmp*"):  # of a process that was killed while it wrote
-                stale.unlink()
+            for stale in path.rglob(".*.tmp*"):  # of a process that was killed while it wrote
+                stale.unlink(missing_ok=True)
             run = RunFolder(path, identity, finished)
             if not finished:
                 run.write_json(f"{PARTS}/identity.json", identity)
@@ -125,12 +144,21 @@ def _held_identity(path: Path) -> dict[str, Any] | None:
 
 
 def _clear(path: Path) -> None:
-    """Empties a folder that holds a run; refuses to touch one that does not."""
-    children = [child for child in path.iterdir() if child.name != ".lock"]
+    """Empties a folder that holds a run; refuses to touch one that does not.
+
+    The run's identity goes last: a process that is killed in between leaves an unfinished run, not other files.
+    """
+    children = [child for child in path.iterdir() if child.name not in (".lock", PARTS)]
     if children and _held_identity(path) is None:
         raise InputError(f"{path}: holds other files ({children[0].name}) and no run; --overwrite replaces runs only")
-    for child in children:
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    identity = path / PARTS / "identity.json"
+    if (path / "run.json").exists():
+        identity.parent.mkdir(exist_ok=True)
+        (path / "run.json").replace(identity)
+    for child in [*path.iterdir(), *identity.parent.glob("*")]:
+        if child not in (path / ".lock", identity.parent, identity):
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+    shutil.rmtree(identity.parent, ignore_errors=True)
 
 
 def save_arrays(path: Path, arrays: Arrays) -> None:
@@ -163,19 +191,17 @@ def hash_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def shared_path(path: Path) -> str:
+    """A file's path for run.json: within the repository where it lies there, as on every machine; else absolute."""
+    path = path.resolve()
+    return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
+
+
 def provenance() -> dict[str, Any]:
     """Versions, commit and machine, for run.json."""
     packages = (
-        "numpy",
-        "pandas",
-        "scipy",
-        "scikit-learn",
-        "joblib",
-        "matplotlib",
-        "shap",
-        "torch",
-        "transformers",
-        "peft",
+        *("numpy", "pandas", "scipy", "numba", "scikit-learn", "joblib", "matplotlib", "shap", "tyro"),
+        *("torch", "transformers", "peft", "safetensors", "tokenizers", "gguf"),
     )
 
     def git(*arguments: str) -> str | None:
@@ -195,6 +221,20 @@ def provenance() -> dict[str, Any]:
         "packages": versions,
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": None if changed is None else bool(changed),
-        "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def _processor() -> str | None:
+    """The processor's name: how it multiplies decides a language model's last bits."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)

@@ -26,7 +26,7 @@ RESULTS = ROOT / "results" / "user_grouping_evaluation_sim"
 
 def main(settings: Settings) -> None:
     check_settings(settings)
-    from experiment.run_folder import open_run
+    from experiment.run_folder import open_run, shared_path
     from user_grouping_evaluation_sim.preferences import check_enough_users
     from user_grouping_evaluation_sim.sweep import finish_tasks, rehearse, tasks_of
 
@@ -46,8 +46,19 @@ def main(settings: Settings) -> None:
         with run.stage("simulation and Shapley values"):
             done = finish_tasks(run, settings, preferences, tasks)
         write_results(run, settings, preferences, settings_run, done)
-        run.finish(dimensions=list(preferences.dimensions))
+        run.finish(
+            experiment="user_grouping_evaluation_sim",
+            dimensions=list(preferences.dimensions),
+            data_files={name: shared_path(path) for name, path in data_files(settings).items()},
+        )
     print(f"results: {folder}")
+
+
+def data_files(settings: Settings) -> dict[str, Path]:
+    """The files that the users' vectors are read from, by the option that names them."""
+    if settings.preferences is not None:
+        return {"preferences": settings.preferences}
+    return {"ratings": settings.ratings, "movies": settings.movies}
 
 
 def read_preferences(settings: Settings) -> "tuple[Preferences, dict[str, str]]":
@@ -56,9 +67,10 @@ def read_preferences(settings: Settings) -> "tuple[Preferences, dict[str, str]]"
     from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
 
     if settings.preferences is not None:
-        return read_matrix(settings.preferences), {"preferences": sha256_file(settings.preferences)}
-    preferences = read_movielens(settings.ratings, settings.movies, keep_no_genres=settings.keep_no_genres)
-    return preferences, {"ratings": sha256_file(settings.ratings), "movies": sha256_file(settings.movies)}
+        preferences = read_matrix(settings.preferences)
+    else:
+        preferences = read_movielens(settings.ratings, settings.movies, keep_no_genres=settings.keep_no_genres)
+    return preferences, {name: sha256_file(path) for name, path in data_files(settings).items()}
 
 
 def identity_of(settings: Settings, hashes: dict[str, str]) -> dict[str, object]:
