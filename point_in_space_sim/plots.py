@@ -45,7 +45,7 @@ def write_figures(
     folder: Path, comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame,
     summary: pd.DataFrame, caption: str,
 ) -> None:  # fmt: skip
-    """All figures as .png and .pdf, and comments.md. caption: the base model and the mapper, named on each."""
+    """All figures as .png and .pdf, and comments.md. caption: base model, mapper and so on, named on each."""
     figures = {
         "distances": distances_figure(comments, neighbourhoods),
         "single_against_multi": single_against_multi_figure(summary),
@@ -130,12 +130,12 @@ def single_against_multi_figure(summary: pd.DataFrame) -> Figure:
                   label=f"{LONG[protocol].partition(':')[0]}, {PUBLISHED}")  # fmt: skip
     errors = _errors(table["reduction_percent"], table["reduction_low"], table["reduction_high"])
     right.errorbar(table["reduction_percent"], rows, xerr=errors, fmt="o", color="black", markersize=4.5,
-                   linewidth=1.2, label="ours, 95 % interval")  # fmt: skip
+                   linewidth=1.2, label="reduction, ours")  # fmt: skip
     published = [(row, PUBLISHED_REDUCTION[name]) for row, name in enumerate(table["emotion"])
                  if name in PUBLISHED_REDUCTION]  # fmt: skip
     published.append((mean_at, PUBLISHED_MEAN_REDUCTION))
     right.plot([value for _, value in published], [row for row, _ in published], "D", markersize=6,
-               markerfacecolor="none", color=COLOURS[5], label=PUBLISHED)  # fmt: skip
+               markerfacecolor="none", color=COLOURS[5], label=f"reduction, {PUBLISHED}")  # fmt: skip
     if len(summary) > 1:
         right.plot(summary["reduction_percent"].mean(), mean_at, "o", color="black", markersize=6)
     right.axvline(0, color="black", linewidth=0.8)
@@ -147,18 +147,24 @@ def single_against_multi_figure(summary: pd.DataFrame) -> Figure:
     left.set_xlim(left=0)
     left.set_xlabel("mean distance to centroid")
     right.set_xlabel("reduction by competition (%)")
-    handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=7)
+    handles = dict(zip(*(one + other for one, other in zip(left.get_legend_handles_labels()[::-1],
+                                                           right.get_legend_handles_labels()[::-1], strict=True)),
+                       strict=True))  # fmt: skip
+    order = sorted(handles, key=lambda label: (PUBLISHED in label, not label.endswith("ours")))
+    figure.legend([handles[label] for label in order], order, loc="outside upper center", ncols=2, fontsize=7,
+                  title="bars: 95 % intervals", title_fontsize=7)  # fmt: skip
     return figure
 
 
 def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Figure:
-    """Base, generations and neighbourhood in the first two principal components of all of a panel's points."""
+    """Base, generations and neighbourhood in the first two principal components of all of a panel's points.
+
+    Large marks are samples' means (first seed); small ones are comments, of a protocol's last sample.
+    """
     report = comments[(comments["role"] == "report") & comments["protocol"].isin(["base", "single", "multi"])]
     emotions = list(dict.fromkeys(comments["emotion"]))
     figure, panels = _panels(emotions, height=2.9)
     labels = list(EMOTIONS)
-    sizes = _sizes(comments, neighbourhoods)
     for axes, emotion in zip(panels, emotions, strict=True):
         own = report[(report["emotion"] == emotion) & (report["seed"] == report["seed"].min())]
         near = _neighbours(neighbourhoods, emotion)
@@ -175,21 +181,21 @@ def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fig
             return (table[labels].to_numpy(np.float64) - centre) @ axes_.T
 
         cloud = project(near)
-        axes.scatter(cloud[:, 0], cloud[:, 1], s=5, color="#999999", alpha=0.5, linewidth=0)
+        axes.scatter(cloud[:, 0], cloud[:, 1], s=7, color="black", alpha=0.35, linewidth=0)
         axes.plot(*cloud.mean(axis=0), "*", color="black", markersize=10, zorder=5)
         path = []
+        ends = own.groupby("protocol")["generation"].max()
         for (protocol, generation), sample in own.groupby(["protocol", "generation"], sort=False):
             cloud = project(sample)
             middle = cloud.mean(axis=0)
-            # Later generations are darker.
-            alpha = 0.15 + 0.3 * generation / own["generation"].max() if protocol == "multi" else 0.25
-            axes.scatter(cloud[:, 0], cloud[:, 1], s=6, marker=MARKER[protocol], color=COLOUR[protocol], linewidth=0,
-                         alpha=alpha)  # fmt: skip
-            axes.plot(*middle, MARKER[protocol], color=COLOUR[protocol], markersize=6.5, markeredgecolor="white",
+            if generation == ends[protocol]:
+                axes.scatter(cloud[:, 0], cloud[:, 1], s=7, marker=MARKER[protocol], color=COLOUR[protocol],
+                             linewidth=0, alpha=0.4)  # fmt: skip
+            axes.plot(*middle, MARKER[protocol], color=COLOUR[protocol], markersize=8, markeredgecolor="white",
                       zorder=6)  # fmt: skip
-            name = _tick(protocol, generation, sizes)
-            name = f"single {name}" if protocol == "single" else name
-            axes.annotate(name, middle, xytext=(4, 4), textcoords="offset points", fontsize=7, zorder=7)
+            if protocol == "multi":
+                axes.annotate(str(generation), middle, ha="center", va="center_baseline", fontsize=5.5, color="white",
+                              fontweight="bold", zorder=7)  # fmt: skip
             if protocol in ("base", "multi"):
                 path.append(middle)
         axes.plot(*np.array(path).T, color=COLOUR["multi"], linewidth=1.2, zorder=4)
@@ -199,14 +205,14 @@ def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fig
         axes.tick_params(labelsize=6)
         axes.set_title(_short(emotion))
     handles = [
-        Line2D([], [], linestyle="", marker=".", markersize=7, color="#999999", label="neighbourhood"),
+        Line2D([], [], linestyle="", marker=".", markersize=7, color="black", alpha=0.5, label="neighbourhood"),
         Line2D([], [], linestyle="", marker="*", markersize=10, color="black", label="centroid"),
         *(Line2D([], [], linestyle="-" if name == "multi" else "", marker=MARKER[name], markersize=6,
                  color=COLOUR[name],
-                 label={"multi": "multi, by generation", "single": "single, all neighbours"}.get(name, LONG[name]))
+                 label={"multi": "multi, after each generation", "single": "single, on all neighbours"}.get(name, name))
           for name in ("base", "single", "multi")),
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside upper center", ncols=_legend_columns(emotions), fontsize=7.5)
+    figure.legend(handles=handles, loc="outside upper center", ncols=5 if len(emotions) > 4 else 3, fontsize=7.5)
     return figure
 
 

@@ -15,7 +15,7 @@ from point_in_space_sim.protocols import Averaged, Batch, Draw, Tuned, derived_s
 from point_in_space_sim.sampling import distinct_2
 from point_in_space_sim.target import Neighbourhood
 
-RESAMPLES = 10_000
+RESAMPLES = 4000
 MODEL = ["emotion", "protocol", "generation", "variant", "seed", "role"]
 """The columns that name one sample of one model."""
 

@@ -202,7 +202,7 @@ def main(settings: Settings) -> None:
     from point_in_space_sim.base_model import pick_device
     from point_in_space_sim.corpus import load_corpus
     from point_in_space_sim.mapper import ROBERTA, map_texts
-    from point_in_space_sim.protocols import Workshop, cached_base_model, cached_mapper
+    from point_in_space_sim.protocols import Workshop, cached_base_model, cached_mapper, return_memory
     from point_in_space_sim.results import answer_in_words
     from point_in_space_sim.target import find_neighbourhood
 
@@ -233,6 +233,7 @@ def main(settings: Settings) -> None:
         # The workers load their own.
         cached_base_model.cache_clear()
     del base
+    return_memory()
     with open_run(output_dir, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
         summary = play_all(settings, run, workshop, neighbourhoods, corpus, vectors, mapper)
     print(f"results in {output_dir}: {answer_in_words(summary)}")
@@ -264,11 +265,12 @@ def play_all(
 
     from tqdm import tqdm
 
+    from experiment.run_folder import shared_path
     from point_in_space_sim import results
     from point_in_space_sim.protocols import Game, discard_weights, fulfil_requests, planned_cost, play
 
     tables = held_tables(run.path) if run.finished else {}
-    held = set(tables["summary"]["emotion"]) if tables else set()
+    held = list(tables["summary"]["emotion"]) if tables else []
     missing = [neighbourhood for neighbourhood in neighbourhoods if neighbourhood.target.name not in held]
     names = [neighbourhood.target.name for neighbourhood in missing]
     if not missing:
@@ -298,15 +300,21 @@ def play_all(
             # What was done before, and what protocols happened to share.
             progress.update(cost * done - progress.n)
     nearby += [results.neighbourhood_table(n, corpus.texts, vectors) for n in missing]
-    return write_results(run, workshop, [*held, *names], comments, draws, nearby, mapper.name)
+    sources = {"base_model": workshop.base_model, "mapper": workshop.mapper, "corpus": settings.corpus}
+    sources = {name: shared_path(Path(source)) if Path(source).exists() else source
+               for name, source in sources.items()}  # fmt: skip
+    return write_results(run, workshop, [*held, *names], comments, draws, nearby, mapper.name, sources)
 
 
 def held_tables(path: Path) -> "dict[str, pd.DataFrame]":
-    """The tables of a finished run."""
+    """The tables of a finished run, without rows of a target whose addition was interrupted: run.json comes last."""
+    import json
+
     from point_in_space_sim.results import DRAWS, MODEL, read_csv
 
-    tables = {name: read_csv(path / f"{name}.csv")
-              for name in ("comments", "generations", "neighbourhoods", "summary")}  # fmt: skip
+    complete = json.loads((path / "run.json").read_text(encoding="utf-8"))["emotions"]
+    tables = {name: read_csv(path / f"{name}.csv") for name in ("comments", "generations", "neighbourhoods", "summary")}
+    tables = {name: table[table["emotion"].isin(complete)].reset_index(drop=True) for name, table in tables.items()}
     return {**tables, "draws": tables["generations"][MODEL + DRAWS]}
 
 
@@ -327,11 +335,14 @@ def write_training(drawn: Any, folder: Path, prefix: str) -> None:
 def write_results(
     run: "RunFolder", workshop: "Workshop", names: list[str], comment_tables: "list[pd.DataFrame]",
     draw_tables: "list[pd.DataFrame]", neighbourhood_tables: "list[pd.DataFrame]", mapper: str,
+    sources: dict[str, str],
 ) -> "pd.DataFrame":  # fmt: skip
     """All of the run's tables, figures and pages, and run.json last: the mark that they are complete."""
     import pandas as pd
 
+    from experiment.report import finish_with_report
     from point_in_space_sim import plots, results
+    from point_in_space_sim.report_page import report_page
 
     names = [*(emotion for emotion in EMOTIONS if emotion in names), *sorted(set(names) - set(EMOTIONS))]
 
@@ -349,9 +360,11 @@ def write_results(
                             ("neighbourhoods", neighbourhoods), ("summary", summary)):  # fmt: skip
             results.write_csv(table, run.path / f"{name}.csv")
     with run.stage("figures"):
-        caption = f"base model {workshop.base_model}, mapper {mapper}"
+        seeds = comments["seed"].nunique()
+        caption = f"base model {Path(workshop.base_model).name}, mapper {mapper}, {seeds} seed{'s' * (seeds > 1)}"
         plots.write_figures(run.path, comments, generations, neighbourhoods, summary, caption)
-    run.finish(emotions=names, answer=results.overall(summary))
+    page = report_page(comments, generations, neighbourhoods, summary, Path(workshop.base_model).name, mapper)
+    finish_with_report(run, page, experiment="point_in_space_sim", emotions=names, answer=results.overall(summary), sources=sources)
     return summary
 
 
