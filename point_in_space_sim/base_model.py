@@ -118,7 +118,6 @@ def load_base_model(name: str = DEFAULT_BASE_MODEL, device: str = "auto",
 
     target = pick_device(device)
     folder = smollm2_folder() if name == DEFAULT_BASE_MODEL else model_folder(name)
-    weights = sorted(folder.glob("*.safetensors"))
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -137,9 +136,13 @@ def load_base_model(name: str = DEFAULT_BASE_MODEL, device: str = "auto",
     if tokenizer.eos_token_id is None:
         raise InputError(f"the base model {name} has no end-of-text token: a comment could not end")
     model.requires_grad_(False).eval().to(target)
-    digests = [sha256_file(path) for path in weights]
-    digest = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
-    return BaseModel(name, digest, folder, model, tokenizer)
+    return BaseModel(name, weights_hash(folder), folder, model, tokenizer)
+
+
+def weights_hash(folder: Path) -> str:
+    """The SHA-256 of a model folder's weight file, or of the hashes of several."""
+    digests = [sha256_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
 
 
 def pick_device(device: str) -> torch.device:
@@ -166,13 +169,17 @@ def native_dtype(device: torch.device) -> torch.dtype:
 
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct as a plain transformers folder, converted once from the pinned wheel's GGUF file."""
-    name = f"{DEFAULT_BASE_MODEL}-{SMOLLM2_WHEEL.version}-float32"
-    folder = cache_folder() / name
+    folder = smollm2_cache()
     if not folder.is_dir():
         source = wheel_folder(SMOLLM2_WHEEL)
-        with new_cache_entry(name) as temporary:
+        with new_cache_entry(folder.name) as temporary:
             _convert_gguf(next(source.glob("*.gguf")), temporary)
     return folder
+
+
+def smollm2_cache() -> Path:
+    """Where smollm2_folder keeps its conversion."""
+    return cache_folder() / f"{DEFAULT_BASE_MODEL}-{SMOLLM2_WHEEL.version}-float32"
 
 
 def _convert_gguf(gguf_file: Path, folder: Path) -> None:

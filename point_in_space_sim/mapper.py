@@ -29,6 +29,7 @@ EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "data" / "mapper"
 MAX_TOKENS = 256
 """Longer comments are cut (the length that all-MiniLM-L6-v2 was trained with)."""
 BATCH_SIZE = 64
+EMBEDDED_FILES = ("adapter_model.safetensors", "adapter_config.json", "head.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "spm.model")
 
 TokenIds = list[list[int]]
@@ -171,7 +172,7 @@ def _load_embedded(folder: Path, device: str) -> Mapper:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    files = [folder / name for name in ("adapter_model.safetensors", "adapter_config.json", "head.safetensors")]
+    files = [folder / name for name in EMBEDDED_FILES]
     for path in files:
         if not path.is_file():
             raise InputError(f"mapper {folder}: {path.name} is missing; restore it or run train_mapper.py")
@@ -192,7 +193,7 @@ def _load_embedded(folder: Path, device: str) -> Mapper:
         return head(pool(encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask))
 
     name = "embedded (all-MiniLM-L6-v2, adapted)" if folder == EMBEDDED_FOLDER else folder.name
-    return Mapper(name, _hash_of_files([encoder_folder / "model.safetensors", *files]), tokenize, logits)
+    return Mapper(name, embedded_hash(folder, encoder_folder), tokenize, logits)
 
 
 def _load_classifier(name: str, folder: Path, device: str) -> Mapper:
@@ -225,10 +226,9 @@ def _load_classifier(name: str, folder: Path, device: str) -> Mapper:
         ids, mask = (tensor.to(device) for tensor in pad(token_ids, tokenizer.pad_token_id))
         return model(input_ids=ids, attention_mask=mask).logits[:, columns]
 
-    files = sorted(path for pattern in ("*.safetensors", "*.json", "*.txt") for path in folder.glob(pattern))
     return Mapper(
         folder.resolve().name if Path(name).is_dir() else name,
-        _hash_of_files(files),
+        classifier_hash(folder),
         lambda texts: _token_ids(tokenizer, texts, limit),
         logits,
     )
@@ -245,6 +245,17 @@ def _columns(id2label: dict[int, str], name: str) -> list[int]:
             + "; choose a classifier trained on GoEmotions"
         )
     return [column_of[emotion] for emotion in EMOTIONS]
+
+
+def embedded_hash(folder: Path, encoder_folder: Path) -> str:
+    """Stands for all that an embedded mapper's vectors depend on."""
+    return _hash_of_files([encoder_folder / "model.safetensors", *(folder / name for name in EMBEDDED_FILES)])
+
+
+def classifier_hash(folder: Path) -> str:
+    """Stands for all that a classifier's vectors depend on: weights, labels, tokenizer."""
+    patterns = ("*.safetensors", "*.json", "*.txt")
+    return _hash_of_files(sorted(path for pattern in patterns for path in folder.glob(pattern)))
 
 
 def _hash_of_files(paths: Sequence[Path]) -> str:

@@ -1,0 +1,97 @@
+"""Check finished runs: recompute what is cheap, compare hashes, and say what differs.
+
+python -m experiment.verify FOLDER [FOLDER ...]
+
+Exit code 0: all agrees. 1: something differs. 2: a folder holds no finished run.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from experiment.errors import InputError  # noqa: E402
+from experiment.run_folder import ROOT, output_hashes  # noqa: E402
+
+Differences = list[str]
+Unchecked = list[str]
+
+
+def verify_run(folder: str | Path) -> tuple[Differences, Unchecked]:
+    """What differs in a run's folder, and what could not be checked, a line each.
+
+    Raises InputError where the folder holds no finished run of an experiment that has a verification.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    # Only a package of this repository: a run.json from elsewhere must not name the code that is run.
+    experiments = sorted(path.parent.name for path in ROOT.glob("*/verification.py"))
+    if record.get("experiment") not in experiments:
+        raise InputError(
+            f"{folder / 'run.json'}: experiment {record.get('experiment')!r}: unknown; choose from "
+            f"{', '.join(experiments)}"
+        )
+    verify: Callable[[Path, dict[str, Any]], tuple[Differences, Unchecked]]
+    verify = importlib.import_module(f"{record['experiment']}.verification").verify
+    missing, differences = compare_outputs(folder, record)
+    if missing:  # without a table nothing can be recomputed
+        return missing, ["numbers: recomputed only where all tables are there"]
+    try:
+        found, unchecked = verify(folder, record)
+    except (KeyError, ValueError, TypeError) as error:
+        found, unchecked = [f"the tables or run.json cannot be read ({type(error).__name__}: {error})"], []
+    return differences + found, unchecked
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of a finished run. Raises InputError where there is none."""
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{folder}: holds no finished run (no run.json)") from None
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: not a run's record")
+    return record
+
+
+def compare_outputs(folder: Path, record: dict[str, Any]) -> tuple[Differences, Differences]:
+    """(files that are gone, files whose bytes are others) against run.json's hashes."""
+    written, found = record.get("outputs_sha256", {}), output_hashes(folder)
+    gone = [f"{name}: is gone" for name in written if name not in found]
+    changed = [
+        f"{name}: not the bytes that the run wrote" for name in written if found.get(name) not in (None, written[name])
+    ]
+    added = [f"{name}: not of this run" for name in found if written and name not in written]
+    return gone, changed + added
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments or any(argument.startswith("-") for argument in arguments):
+        print(__doc__)
+        return 0 if set(arguments) & {"-h", "--help"} else 2
+    code = 0
+    for folder in arguments:
+        try:
+            differences, unchecked = verify_run(folder)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+            continue
+        for line in differences:
+            print(f"{folder}: {line}")
+        for line in unchecked:
+            print(f"{folder}: not checked: {line}")
+        print(f"{folder}: {len(differences)} differences" if differences else f"{folder}: all agrees")
+        code = max(code, bool(differences))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

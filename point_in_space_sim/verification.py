@@ -1,0 +1,206 @@
+"""Whether a finished run's tables agree with each other, with its adapters and with its corpus and models.
+
+comments.csv and neighbourhoods.csv are the record, with probabilities of four decimals; all else derives from them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiment.errors import InputError
+from experiment.run_folder import ROOT
+from point_in_space_sim.assets import MINILM_WHEEL, wheel_cache
+from point_in_space_sim.base_model import DEFAULT_BASE_MODEL, smollm2_cache, weights_hash
+from point_in_space_sim.corpus import EMOTIONS, load_corpus
+from point_in_space_sim.mapper import EMBEDDED_FOLDER, classifier_hash, embedded_hash
+from point_in_space_sim.results import DRAWS, MODEL, generation_table, overall, read_csv, summary_table
+from point_in_space_sim.run import corpus_hash, slug
+
+# A probability is written with four decimals, so both ends of a distance move by up to half a unit in each dimension.
+DISTANCE_ROUNDING = 1e-4 * np.sqrt(len(EMOTIONS)) + 1e-6
+WRITTEN = 1.1e-6  # other numbers are written with six decimals
+
+
+def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """(what differs, what could not be checked), a line each."""
+    names = ("comments", "generations", "neighbourhoods", "summary")
+    comments, generations, nearby, summary = (read_csv(folder / f"{name}.csv") for name in names)
+    tables = dict(zip(names, (comments, generations, nearby, summary), strict=True))
+    if differences := check_rows(tables, record):
+        return differences, ["numbers: recomputed only where no row is missing"]
+    differences = check_distances(comments, nearby)
+    recomputed = generation_table(comments, generations[MODEL + DRAWS], nearby)
+    differences += _compare("generations.csv", generations, recomputed, MODEL, "comments.csv")
+    differences += check_kept(generations)
+    recomputed = summary_table(comments, generations, nearby)
+    differences += _compare("summary.csv", summary, recomputed, ["emotion"], "comments.csv")
+    if record["answer"] != json.loads(json.dumps(overall(summary))):
+        differences.append("run.json: its answer is not that of summary.csv")
+    differences += check_adapters(folder, generations, record) + check_training(folder, generations, nearby)
+    more, unchecked = check_sources(record)
+    return differences + more, unchecked
+
+
+def check_rows(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> list[str]:
+    """Every target in every table, its neighbours, and as many comments a sample as the settings say."""
+    differences = []
+    for name, table in tables.items():
+        held, wanted = list(dict.fromkeys(table["emotion"])), record["emotions"]
+        if held != wanted:
+            differences.append(f"{name}.csv: holds {', '.join(held)} where run.json says {', '.join(wanted)}")
+    samples = tables["comments"].groupby(MODEL, sort=False).size()
+    for key, count in samples[samples != record["samples"]].items():
+        differences.append(f"comments.csv: {_named(MODEL, key)}: {count} comments where {record['samples']} were drawn")
+    if set(samples.index) != set(tables["generations"][MODEL].itertuples(index=False, name=None)):
+        differences.append("generations.csv: its samples are not those of comments.csv")
+    for emotion, own in tables["neighbourhoods"].groupby("emotion", sort=False):
+        if own["rank"].tolist() != list(range(record["neighbours"] + 1)):
+            differences.append(f"neighbourhoods.csv: {emotion}: ranks are not 0 to {record['neighbours']}")
+    return differences
+
+
+def check_distances(comments: pd.DataFrame, nearby: pd.DataFrame) -> list[str]:
+    """Distances from the 28 probabilities and the centroid."""
+    members = nearby[nearby["rank"] > 0]
+    centroids = members.groupby("emotion", sort=False)[list(EMOTIONS)].mean()
+    differences = []
+    for file, table, keys in (("comments.csv", comments, MODEL), ("neighbourhoods.csv", nearby, ["emotion", "rank"])):
+        vectors = table[list(EMOTIONS)].to_numpy()
+        if not ((vectors >= 0) & (vectors <= 1)).all():
+            row = int((~((vectors >= 0) & (vectors <= 1))).any(axis=1).argmax())
+            differences.append(f"{file}: row {row + 2}: holds what is no probability")
+        distances = np.linalg.norm(vectors - centroids.loc[table["emotion"]].to_numpy(), axis=1)
+        wrong = ~(np.abs(table["distance"].to_numpy() - distances) <= DISTANCE_ROUNDING)
+        if wrong.any():
+            row = int(wrong.argmax())
+            differences.append(
+                f"{file}: row {row + 2} ({_named(keys, table[keys].iloc[row])}): distance "
+                f"{table['distance'][row]:g} is {distances[row]:.6g} by its probabilities{_more(wrong)}"
+            )
+    return differences
+
+
+def check_kept(generations: pd.DataFrame) -> list[str]:
+    """The competition keeps the variant with the least mean distance in the sample that chooses."""
+    differences = []
+    names = ["emotion", "seed", "protocol", "generation"]
+    for key, own in generations[generations["role"] == "selection"].groupby(names, sort=False):
+        distances = own["mean_distance"]
+        if own["kept"].sum() != 1 or distances[own["kept"]].item() > distances.min() + WRITTEN:
+            differences.append(f"generations.csv: {_named(names, key)}: kept is not the least distant variant")
+    return differences
+
+
+def check_adapters(folder: Path, generations: pd.DataFrame, record: dict[str, Any]) -> list[str]:
+    """Every kept model is there, in safetensors, and holds finite numbers."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    differences = []
+    report = generations[(generations["role"] == "report") & (generations["protocol"] != "base")]
+    for row in report.itertuples():
+        path = folder / "adapters" / f"{slug(row.emotion)}-seed-{row.seed}-{row.protocol}-{row.generation}"
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            differences.append(f"adapters/{path.name}: holds no safetensors file")
+        for file in files:
+            try:
+                with safe_open(file, framework="pt") as weights:
+                    names = list(weights.keys())
+                    finite = all(bool(torch.isfinite(weights.get_tensor(name)).all()) for name in names)
+            except (SafetensorError, OSError) as error:
+                differences.append(f"adapters/{path.name}/{file.name}: cannot be loaded ({error})")
+                continue
+            if not names or not finite:
+                differences.append(f"adapters/{path.name}/{file.name}: holds no weights, or such as are not finite")
+    return differences
+
+
+def check_training(folder: Path, generations: pd.DataFrame, nearby: pd.DataFrame) -> list[str]:
+    """What a variant was tuned on: as many comments as generations.csv says, all of the neighbourhood."""
+    differences = []
+    members = {emotion: set(own["text"]) for emotion, own in nearby[nearby["rank"] > 0].groupby("emotion")}
+    tuned = generations[(generations["training_comments"] > 0) & (generations["protocol"] != "averaged")]
+    for row in tuned.drop_duplicates(["emotion", "seed", "protocol", "generation", "variant"]).itertuples():
+        name = f"{slug(row.emotion)}-seed-{row.seed}-{row.protocol}-{row.generation}-variant-{row.variant}.jsonl"
+        try:
+            lines = (folder / "training" / name).read_text(encoding="utf-8").split("\n")[:-1]
+            texts = [json.loads(line)["messages"][1]["content"] for line in lines]
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            differences.append(f"training/{name}: cannot be read ({type(error).__name__})")
+            continue
+        if len(texts) != row.training_comments or not members[row.emotion].issuperset(texts):
+            differences.append(f"training/{name}: not {row.training_comments} comments of the neighbourhood")
+    return differences
+
+
+def check_sources(record: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The corpus and the models against their hashes, where they are still within reach; nothing is fetched."""
+    differences, unchecked = [], []
+    sources = record["sources"]
+    corpus = sources["corpus"]
+    try:
+        if corpus != "shipped" and not (ROOT / corpus).is_file():
+            unchecked.append(f"corpus: no file {corpus}")
+        elif corpus_hash(load_corpus(corpus if corpus == "shipped" else ROOT / corpus)) != record["corpus_sha256"]:
+            differences.append(f"corpus: {corpus} is not the corpus of this run (SHA-256 differs)")
+    except InputError as error:
+        differences.append(f"corpus: {error}")
+    for name, hash_of_model in (("base_model", base_model_hash), ("mapper", mapper_hash)):
+        found = hash_of_model(sources[name])
+        if found is None:
+            unchecked.append(f"{name}: {sources[name]} is not a folder of this machine")
+        elif found != record[f"{name}_sha256"]:
+            differences.append(f"{name}: {sources[name]} is not that of this run (SHA-256 differs)")
+    return differences, unchecked
+
+
+def base_model_hash(source: str) -> str | None:
+    """The hash of a base model that is at hand; None where it is not."""
+    folder = smollm2_cache() if source == DEFAULT_BASE_MODEL else ROOT / source
+    return weights_hash(folder) if any(folder.glob("*.safetensors")) else None
+
+
+def mapper_hash(source: str) -> str | None:
+    """The hash of a mapper that is at hand; None where it is not."""
+    folder = EMBEDDED_FOLDER if source == "embedded" else ROOT / source
+    encoder = wheel_cache(MINILM_WHEEL)
+    if not any(folder.glob("*.safetensors")):
+        return None
+    if not (folder / "adapter_config.json").is_file():
+        return classifier_hash(folder)
+    return embedded_hash(folder, encoder) if (encoder / "model.safetensors").is_file() else None
+
+
+def _compare(
+    file: str, written: pd.DataFrame, recomputed: pd.DataFrame, keys: list[str], source: str
+) -> list[str]:
+    """A line for each column that is not what it was recomputed to be: its first such number, and how many more."""
+    if list(written.columns) != list(recomputed.columns) or len(written) != len(recomputed):
+        return [f"{file}: its rows or columns are not those that {source} gives"]
+    differences = []
+    for column in written.columns:
+        if column in keys or written[column].dtype == object:
+            wrong = (written[column].astype(str) != recomputed[column].astype(str)).to_numpy()
+        else:
+            ours, theirs = written[column].to_numpy(dtype=float), recomputed[column].to_numpy(dtype=float)
+            wrong = ~((np.abs(ours - theirs) <= WRITTEN) | (np.isnan(ours) & np.isnan(theirs)))
+        if wrong.any():
+            row = int(wrong.argmax())
+            differences.append(
+                f"{file}: {_named(keys, written[keys].iloc[row])}: {column} {written[column][row]} is "
+                f"{recomputed[column][row]} by {source}{_more(wrong)}"
+            )
+    return differences
+
+
+def _named(names: list[str], values: Any) -> str:
+    return ", ".join(str(value) if name in ("emotion", "protocol", "role") else f"{name} {value}"
+                     for name, value in zip(names, values, strict=True))  # fmt: skip
+
+
+def _more(wrong: np.ndarray) -> str:
+    return f" (and {wrong.sum() - 1} more)" if wrong.sum() > 1 else ""
