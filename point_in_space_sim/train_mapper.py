@@ -62,7 +62,9 @@ class Settings:
     resume: bool = True
     """go on from the checkpoint if there is one"""
     epochs: int = 3
-    """passes over the training texts"""
+    """passes over the training texts that the learning rate's cycle spans"""
+    stop_after: int | None = None
+    """end after this many of them all the same"""
     batch_size: int = 64
     """texts a step"""
     learning_rate: float = 1e-3
@@ -203,7 +205,7 @@ def train(
 
     lengths = np.array([len(tokens) for tokens in token_ids])
     targets = torch.from_numpy(labels)
-    for epoch in range(done, settings.epochs):
+    for epoch in range(done, settings.stop_after or settings.epochs):
         started = time.monotonic()
         order_seed, dropout_seed = np.random.SeedSequence([settings.seed, epoch]).spawn(2)
         torch.manual_seed(int(dropout_seed.generate_state(1)[0]))
@@ -354,8 +356,9 @@ def model_card(
         "GoEmotions train": [neighbourhood_radius(goemotions, label) for label in every],
     }
 
-    defaults = {"epochs", "batch_size", "learning_rate", "weight_decay", "rank", "dropout", "seed"}
-    options = " ".join(f"--{name.replace('_', '-')} {getattr(settings, name)}" for name in sorted(defaults))
+    shown = ["epochs", "batch_size", "learning_rate", "weight_decay", "rank", "dropout", "seed"]
+    shown += ["stop_after"] if settings.stop_after else []
+    options = " ".join(f"--{name.replace('_', '-')} {getattr(settings, name)}" for name in shown)
     files = [settings.output_dir / name for name in ("adapter_model.safetensors", "adapter_config.json",
                                                      "head.safetensors")]  # fmt: skip
     inputs = [*(settings.goemotions / f"{name}.tsv" for name in splits), settings.comments]
