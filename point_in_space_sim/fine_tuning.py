@@ -31,10 +31,10 @@ class TuningSettings:
     """How a variant is tuned. The defaults were chosen by study_hyperparameters.py."""
 
     method: Literal["lora", "full"] = "lora"
-    layers: int = 10  # how many of the upper decoder layers are tuned; at most the model's own number
+    layers: int = 20  # how many of the upper decoder layers are tuned; at most the model's own number
     rank: int = 16  # of the LoRA factors; their product is scaled by lora_alpha / rank = 2
-    learning_rate: float = 2e-3
-    epochs: int = 6
+    learning_rate: float = 4e-3
+    epochs: int = 3
     batch_size: int = 8  # comments a step
 
 
@@ -190,7 +190,7 @@ def _trainable(base: BaseModel, settings: TuningSettings, start: Adapter | None,
 
     The base model is put back exactly as it was.
     """
-    if (settings.method == "lora") != (start is None or start.lora_config is not None) and start is not None:
+    if start and (settings.method == "lora") != (start.lora_config is not None):
         raise InputError(f"tuning with method {settings.method} cannot go on from weights of the other method")
     if settings.method == "full":
         names = _upper_weights(base, settings)

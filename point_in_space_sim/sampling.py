@@ -16,8 +16,8 @@ from point_in_space_sim.fine_tuning import Adapter, merged
 class SamplingSettings:
     """How comments are drawn."""
 
-    temperature: float = 1.0  # divides the logits
-    top_p: float = 0.95  # draw from the likeliest tokens that together hold this probability
+    temperature: float = 0.7  # divides the logits
+    top_p: float = 0.9  # draw from the likeliest tokens that together hold this probability
     max_new_tokens: int = 48
 
 
