@@ -152,10 +152,14 @@ def estimated_seconds(settings: Settings, epochs: int) -> float:
             matrix @ matrix
             rate = max(rate, 2 * 768**3 / (time.perf_counter() - start))
     work = (tuned * epochs * SECONDS_TUNED + sampled * SECONDS_SAMPLED) * len(target_names(settings))
-    # A step has no more models to make at once than these.
-    work *= settings.num_seeds / min(settings.jobs, 2 * settings.variants + 1)
+    work *= settings.num_seeds / min(settings.jobs, most_at_once(settings))
     start = SECONDS_TO_START + SECONDS_TO_START_WORKERS * (settings.jobs > 1)
     return (start + work) * REFERENCE_RATE / rate
+
+
+def most_at_once(settings: Settings) -> int:
+    """Models that a step has to tune: the competition's, those of the average, and the random pick's."""
+    return 2 * settings.variants + 1
 
 
 def in_words(seconds: float) -> str:
@@ -292,7 +296,9 @@ def play_all(
             name = f"{slug(game.target)}-seed-{game.seed}"
             progress.set_description(f"{game.target}, seed {game.seed}")
             own = replace(workshop, parts=run.part_path(name), adapters=run.path / "adapters", prefix=name)
-            drawn = play(game, partial(fulfil_requests, own, game, settings.jobs, progress))
+            # More workers than a step has models would only take memory.
+            jobs = min(settings.jobs, most_at_once(settings))
+            drawn = play(game, partial(fulfil_requests, own, game, jobs, progress))
             write_training(drawn, run.path / "training", name)
             discard_weights(own)
             comments.append(results.comment_table(game.target, game.seed, drawn))
@@ -364,7 +370,10 @@ def write_results(
         caption = f"base model {Path(workshop.base_model).name}, mapper {mapper}, {seeds} seed{'s' * (seeds > 1)}"
         plots.write_figures(run.path, comments, generations, neighbourhoods, summary, caption)
     page = report_page(comments, generations, neighbourhoods, summary, Path(workshop.base_model).name, mapper)
-    finish_with_report(run, page, experiment="point_in_space_sim", emotions=names, answer=results.overall(summary), sources=sources)
+    answer = results.overall(summary)
+    finish_with_report(
+        run, page, experiment="point_in_space_sim", emotions=names, answer=answer, sources=sources
+    )  # fmt: skip
     return summary
 
 

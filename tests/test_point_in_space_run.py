@@ -82,7 +82,7 @@ def test_files_of_a_run(finished):
         assert (folder / f"{name}.png").stat().st_size > 5000 and (folder / f"{name}.pdf").stat().st_size > 5000
     assert {path.name for path in folder.iterdir()} == {
         *(f"{name}.csv" for name in TABLES), *(f"{name}.{end}" for name in FIGURES for end in ("png", "pdf")),
-        "comments.md", "run.json", "training", "adapters",
+        "comments.md", "report.html", "run.json", "training", "adapters",
     }  # fmt: skip
     record = json.loads((folder / "run.json").read_text())
     assert record["emotions"] == ["joy"] and record["neighbours"] == 20 and record["epochs"] == 2

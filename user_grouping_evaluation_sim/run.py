@@ -17,6 +17,7 @@ from experiment.command_line import NOT_IDENTITY, run_script  # noqa: E402
 from user_grouping_evaluation_sim.settings import PRESETS, Settings, check_settings, settings_to_run  # noqa: E402
 
 if TYPE_CHECKING:  # imported where they are used: --help is to answer at once
+    from experiment.report import Page
     from experiment.run_folder import Arrays, RunFolder
     from user_grouping_evaluation_sim.preferences import Preferences
     from user_grouping_evaluation_sim.sweep import Task
@@ -26,6 +27,7 @@ RESULTS = ROOT / "results" / "user_grouping_evaluation_sim"
 
 def main(settings: Settings) -> None:
     check_settings(settings)
+    from experiment.report import finish_with_report
     from experiment.run_folder import open_run, shared_path
     from user_grouping_evaluation_sim.preferences import check_enough_users
     from user_grouping_evaluation_sim.sweep import finish_tasks, rehearse, tasks_of
@@ -45,8 +47,10 @@ def main(settings: Settings) -> None:
             return
         with run.stage("simulation and Shapley values"):
             done = finish_tasks(run, settings, preferences, tasks)
-        write_results(run, settings, preferences, settings_run, done)
-        run.finish(
+        page = write_results(run, settings, preferences, settings_run, done)
+        finish_with_report(
+            run,
+            page,
             experiment="user_grouping_evaluation_sim",
             dimensions=list(preferences.dimensions),
             data_files={name: shared_path(path) for name, path in data_files(settings).items()},
@@ -128,14 +132,15 @@ def write_results(
     preferences: "Preferences",
     settings_run: Sequence[tuple[int, int]],
     done: "dict[str, Arrays]",
-) -> None:
-    """Tables, then figures."""
+) -> "Page":
+    """Tables, then figures; gives what the report says of them."""
     import numpy as np
 
     from experiment.files import replace_atomically
     from experiment.parallel import parallel_map
     from user_grouping_evaluation_sim import tables
     from user_grouping_evaluation_sim.plots import draw, figures_of
+    from user_grouping_evaluation_sim.report_page import report_page
     from user_grouping_evaluation_sim.sweep import cells_of, crowd_of
 
     with run.stage("tables"):
@@ -154,6 +159,9 @@ def write_results(
         figures = figures_of(run.path, frames, cells, crowd_of(settings, preferences, settings.num_users, 0, 1))
         for _ in parallel_map(draw, figures, jobs=settings.jobs, description="drawing"):
             pass
+    users, dimensions = preferences.vectors.shape
+    data = f"Users are drawn from {users} users x {dimensions} dimensions."
+    return report_page(settings, frames, [figure.name for figure in figures], data)
 
 
 if __name__ == "__main__":
