@@ -192,7 +192,7 @@ def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fig
                 axes.scatter(cloud[:, 0], cloud[:, 1], s=7, marker=MARKER[protocol], color=COLOUR[protocol],
                              linewidth=0, alpha=0.4)  # fmt: skip
             axes.plot(*middle, MARKER[protocol], color=COLOUR[protocol], markersize=8, markeredgecolor="white",
-                      zorder=6)  # fmt: skip
+                      zorder=8 if protocol == "single" else 6)  # fmt: skip
             if protocol == "multi":
                 axes.annotate(str(generation), middle, ha="center", va="center_baseline", fontsize=5.5, color="white",
                               fontweight="bold", zorder=7)  # fmt: skip
