@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise, takewhile
@@ -114,9 +115,8 @@ def _unknown_option(unknown: list[str], settings: type) -> str:
     if name is None:
         return f"{unknown[0]}: belongs to no option; see --help"
     name = name.partition("=")[0].replace("_", "-")
-    options = [f"--{field.name.replace('_', '-')}" for field in fields(settings)]
-    near = difflib.get_close_matches(name, options, n=1)
-    return f"{name}: no such option; {f'did you mean {near[0]}?' if near else 'see --help'}"
+    near = nearest(name, [f"--{field.name.replace('_', '-')}" for field in fields(settings)])
+    return f"{name}: no such option; {f'did you mean {near}?' if near else 'see --help'}"
 
 
 def _preset_of(arguments: list[str]) -> str:
@@ -134,9 +134,16 @@ def check_name(option: str, name: str, known: Iterable[str]) -> None:
     """Raises InputError where `name` is not known, and suggests the nearest."""
     known = list(known)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+        near = nearest(name, known)
+        hint = f"did you mean {near}?" if near else f"choose from {', '.join(known)}"
         raise InputError(f"{option} {name}: unknown; {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like `name`, whatever its case; None where none is like it."""
+    by_case = {candidate.casefold(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.casefold(), by_case, n=1)
+    return by_case[near[0]] if near else None
 
 
 def check_range(option: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
@@ -155,6 +162,16 @@ def named_function(option: str, name: str, registry: Mapping[str, Callable[..., 
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(1, here)
     try:
-        return getattr(importlib.import_module(module_name), function_name)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise InputError(f"{option} {name}: cannot be loaded ({error}); name it as module:function") from None
+        function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # the module is the user's own: whatever it raises
+        raise InputError(f"{option} {name}: cannot be loaded ({described(error)}); name it as module:function") from None
+    if not callable(function):
+        raise InputError(f"{option} {name}: is no function; name it as module:function")
+    return function  # type: ignore[no-any-return]
+
+
+def described(error: Exception) -> str:
+    """An error's type, message and place, in one line, for errors of the user's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -108,7 +108,8 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
             if overwrite:
                 _clear(path)
                 held = None
-            others = [child.name for child in path.iterdir() if child.name not in (".lock", PARTS)]
+            own = (path / ".lock", path / PARTS) if (path / PARTS).is_dir() else (path / ".lock",)
+            others = [child.name for child in path.iterdir() if child not in own]
             if held is None and others:
                 raise InputError(f"{path}: holds other files ({others[0]}); choose another --output-dir")
             if held is not None and any(held.get(key) != value for key, value in identity.items()):
@@ -126,7 +127,12 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
             run = RunFolder(path, identity, finished)
             if not finished:
                 run.write_json(f"{PARTS}/identity.json", identity)
-            yield run
+            try:
+                yield run
+            except InputError:  # found out late, such as a cluster that does not answer: a run that did not begin
+                if {child.name for child in path.rglob("*")} == {".lock", PARTS, "identity.json"}:
+                    shutil.rmtree(path / PARTS)
+                raise
         finally:
             (path / ".lock").unlink(missing_ok=True)
             if path.is_dir() and not any(path.iterdir()):
@@ -138,7 +144,7 @@ def _held_identity(path: Path) -> dict[str, Any] | None:
         if (path / name).exists():
             try:
                 return dict(json.loads((path / name).read_text(encoding="utf-8")))
-            except ValueError:
+            except (ValueError, TypeError, OSError):
                 raise InputError(f"{path / name}: not readable; remove it or choose another --output-dir") from None
     return None
 

@@ -119,20 +119,27 @@ def load_base_model(name: str = DEFAULT_BASE_MODEL, device: str = "auto",
     target = pick_device(device)
     folder = smollm2_folder() if name == DEFAULT_BASE_MODEL else model_folder(name)
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model: Any
         report: dict[str, Any]
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or native_dtype(target), use_safetensors=True, local_files_only=True,
-            trust_remote_code=False, output_loading_info=True)  # type: ignore[misc]
+            trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True)  # type: ignore[misc]
     except Exception as error:  # transformers and safetensors raise many types for a damaged or foreign folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot load the base model {name} from {folder}: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     if report["missing_keys"] or report["mismatched_keys"]:
         first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
         raise InputError(f"the base model {name} in {folder} is not a complete causal language model: {first} is "
                          "missing or has another shape")
+    broken = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
+    if broken is not None:
+        raise InputError(f"the base model {name} in {folder} is damaged: {broken} holds numbers that are not finite")
     if tokenizer.eos_token_id is None:
         raise InputError(f"the base model {name} has no end-of-text token: a comment could not end")
     model.requires_grad_(False).eval().to(target)

@@ -98,7 +98,8 @@ def read_comments(path: str | Path) -> list[Row]:
                 raise InputError(f"{path}, line {number}: {emotion!r} is not one of the 28 GoEmotions labels")
             rows.append((_checked_text(row["text"], path, number), (emotion,) if emotion else ()))
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+        # The DictReader's own count is of the last row that could be read.
+        raise InputError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from None
     return rows
 
 

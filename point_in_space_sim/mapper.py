@@ -54,7 +54,11 @@ class Mapper:
         import torch
 
         with torch.inference_mode():
-            return in_batches_of_like_length(lambda batch: self.logits(batch).sigmoid(), self.tokenize(list(texts)))
+            tokens = self.tokenize(list(texts))
+            vectors = in_batches_of_like_length(lambda batch: self.logits(batch).sigmoid(), tokens)
+        if not np.isfinite(vectors).all():
+            raise InputError(f"mapper {self.name}: gives numbers that are not finite; restore its files")
+        return vectors
 
 
 def load_mapper(name: str = "auto", device: str = "cpu") -> Mapper:
@@ -100,8 +104,12 @@ def map_texts(mapper: Mapper, texts: Sequence[str], cache_folder: str | Path) ->
     except (OSError, ValueError, EOFError):
         pass
     vectors = mapper(texts)
-    with replace_atomically(path) as temporary:
-        np.save(temporary, vectors)
+    try:
+        with replace_atomically(path) as temporary:
+            np.save(temporary, vectors)
+    except OSError as error:
+        raise InputError(f"cannot write the cache {cache_folder}: {error.strerror or error}; free some space or set "
+                         "XDG_CACHE_HOME to another folder") from error  # fmt: skip
     return vectors
 
 

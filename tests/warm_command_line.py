@@ -1,0 +1,92 @@
+"""Both command lines in a process that has imported everything once: each call runs the script's own entry in a child.
+
+A call costs milliseconds in place of the seconds that importing torch takes, and has a real exit code, real streams and
+a process of its own. As a script this is the warm process: it reads calls, one JSON object a line, and answers each.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {name: ROOT / name / "run.py" for name in ("user_grouping_evaluation_sim", "point_in_space_sim")}
+SECONDS = 60  # after which a call is killed
+
+
+class WarmCommandLine:
+    """The warm process, seen from a test."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def call(self, experiment, arguments, folder, environment=()):
+        """(exit code, output, errors) of the experiment's script, started in the folder."""
+        request = {"experiment": experiment, "arguments": [str(argument) for argument in arguments]}
+        request |= {"folder": str(folder), "environment": {key: str(value) for key, value in dict(environment).items()}}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return tuple(json.loads(self.process.stdout.readline()))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def serve():
+    sys.path[0] = str(ROOT)
+    import torch
+
+    torch.set_num_threads(1)
+    import matplotlib.figure  # noqa: F401
+    import transformers
+
+    import experiment.run_folder
+    import user_grouping_evaluation_sim.tables
+    from experiment.command_line import run_script
+    from point_in_space_sim import fine_tuning, mapper, results, sampling  # noqa: F401
+    from point_in_space_sim import run as point_in_space
+    from user_grouping_evaluation_sim import plots, sweep  # noqa: F401
+    from user_grouping_evaluation_sim import run as user_grouping
+
+    transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.BertModel  # noqa: B018 - lazy modules
+    mains = {module.__name__.partition(".")[0]: module for module in (point_in_space, user_grouping)}
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+            child = os.fork()
+            if not child:
+                os.dup2(out.fileno(), 1)
+                os.dup2(errors.fileno(), 2)
+                module = mains[request["experiment"]]
+                os._exit(perform(request, lambda m=module: run_script(m.main, m.Settings, m.PRESETS)))
+            _, status = os.waitpid(child, 0)
+            out.seek(0), errors.seek(0)
+            answer = [os.waitstatus_to_exitcode(status), out.read().decode(), errors.read().decode()]
+        print(json.dumps(answer), flush=True)
+
+
+def perform(request, script):
+    signal.alarm(SECONDS)
+    os.chdir(request["folder"])
+    os.environ.update(request["environment"])
+    sys.argv = [str(SCRIPTS[request["experiment"]]), *request["arguments"]]
+    try:
+        code = script()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # what Python itself does with it
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush(), sys.stderr.flush()
+    return code or 0
+
+
+if __name__ == "__main__":
+    serve()
