@@ -52,7 +52,7 @@ class Settings:
     threads: int = torch.get_num_threads()
     """Threads of either side."""
     learning_rate: float = 1e-3
-    """Of the straightforward way. The default is the best of 5e-4, 1e-3 and 2e-3 for all layers."""
+    """Of the straightforward way, which tunes all layers: less than for the upper ones alone."""
     seed: int = 0
     """Of tuning and sampling."""
 
