@@ -127,7 +127,7 @@ def published_table(summary: pd.DataFrame) -> Table:
         "Means over targets, 95 % intervals where there are several targets. The study tuned gpt-3.5-turbo through an "
         "API and mapped with RoBERTa: compare directions and sizes, not digits."
     )
-    return Table("Beside the published study", caption, ["", "targets", "single", "multi", "reduction (%)"], rows)
+    return Table("Beside the published study", caption, ["source", "targets", "single", "multi", "reduction (%)"], rows)
 
 
 def summary_table(summary: pd.DataFrame) -> Table:

@@ -1,0 +1,239 @@
+"""Compare finished runs of one experiment: python -m experiment.compare FOLDER FOLDER ... [--output FILE.html]
+
+Writes one self-contained page: every run's settings and means, and the differences to the first run, paired where the
+seed, the run and the combination (or the target and the protocol) match.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiment.errors import InputError
+from experiment.report import Estimate, Link, Table, Value, page_html, table_html, words, write_page
+from experiment.statistics import mean_interval
+
+NOT_SETTINGS = ("python", "packages", "machine", "command", "seconds", "answer", "answer_in_words", "outputs_sha256",
+                "experiment", "dimensions", "sources", "data_files")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an experiment's runs are compared: by measures of table `file`, whose rows are means over `units` within
+    `groups`. better: +1 where more is better, -1 where less is."""
+
+    file: str
+    groups: tuple[str, ...]
+    units: tuple[str, ...]
+    measures: Mapping[str, int]
+
+
+LAYOUTS = {
+    "user_grouping_evaluation_sim": Layout(
+        "runs.csv", ("grouping", "metric", "scoring"), ("seed", "run"),
+        {"final_distance": -1, "pearson": 1, "spearman": 1},
+    ),
+    "point_in_space_sim": Layout("generations.csv", ("protocol",), ("emotion", "seed"), {"mean_distance": -1}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. table: a row a group and unit."""
+
+    name: str
+    folder: Path
+    experiment: str
+    record: dict[str, Any]
+    table: pd.DataFrame
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m experiment.compare", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="two or more runs' folders")
+    parser.add_argument("--output", type=Path, default=Path("comparison.html"), help="default: comparison.html, here")
+    given = parser.parse_args(arguments)
+    try:
+        write_page(given.output, compare(given.folders, given.output))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {given.output}: {error.strerror}; choose another --output", file=sys.stderr)
+        return 2
+    print(f"comparison: {given.output}")
+    return 0
+
+
+def compare(folders: Sequence[Path], output: Path) -> str:
+    """The page. Raises InputError where there is nothing to compare: one folder, unfinished, other experiments."""
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        raise InputError("FOLDER FOLDER ...: name at least two runs' folders, each once")
+    names = [chr(ord("A") + i) if len(folders) <= 26 else f"R{i + 1}" for i in range(len(folders))]
+    runs = [read_run(name, folder) for name, folder in zip(names, folders, strict=True)]
+    first, *others = runs
+    for run in others:
+        if run.experiment != first.experiment:
+            raise InputError(f"{run.folder}: a run of {run.experiment}, the first is of {first.experiment}; "
+                             "compare runs of one experiment")  # fmt: skip
+    layout = LAYOUTS[first.experiment]
+    sections = {
+        "Runs": table_html(runs_table(runs, output)) + table_html(settings_table(runs)),
+        "Differences": "\n".join(table_html(difference_table(first, run, layout)) for run in others),
+        "Means": table_html(means_table(runs, layout)),
+    }
+    if first.experiment == "point_in_space_sim":
+        sections["Differences"] += "\n".join(table_html(target_table(first, run, layout)) for run in others)
+    title = f"{len(runs)} runs of {first.experiment} compared"
+    question = "Which run came closer, and does the difference stand out from chance?"
+    return page_html(title, question, [in_words(first, run, layout) for run in others], sections)
+
+
+def read_run(name: str, folder: Path) -> Run:
+    """Raises InputError where the folder holds no finished run of a known experiment."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: holds no finished run (no run.json); finish it, or name another folder") from None
+    except (OSError, ValueError):
+        raise InputError(f"{folder / 'run.json'}: not readable; run it again, or name another folder") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{folder / 'run.json'}: not a run's record; name another folder")
+    # Runs made before run.json named its experiment are told by their tables.
+    known = (name for name, layout in LAYOUTS.items() if (folder / layout.file).exists())
+    experiment = record.get("experiment") or next(known, None)
+    if experiment not in LAYOUTS:
+        raise InputError(f"{folder}: not a run of {' or '.join(LAYOUTS)}; name another folder")
+    layout = LAYOUTS[experiment]
+    try:
+        table = pd.read_csv(folder / layout.file, dtype=dict.fromkeys(("emotion", *layout.groups), str),
+                            keep_default_na=False, na_values=[""])  # fmt: skip
+        table = last_models(table) if "protocol" in layout.groups else table.assign(seed=record["seed"])
+        keys = [*layout.groups, *layout.units]
+        table = table.groupby(keys, sort=False, as_index=False)[list(layout.measures)].mean()
+    except FileNotFoundError:
+        raise InputError(f"{folder / layout.file}: is missing; run it again, or name another folder") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / layout.file}: not readable ({error}); run it again") from None
+    return Run(name, folder, experiment, record, table)
+
+
+def last_models(generations: pd.DataFrame) -> pd.DataFrame:
+    """The fresh sample of each protocol's last model, by target and seed."""
+    report = generations[generations["role"] == "report"]
+    last = report.groupby(["emotion", "seed", "protocol"])["generation"].transform("max")
+    return report[report["generation"] == last]
+
+
+def paired(first: Run, other: Run, layout: Layout) -> pd.DataFrame:
+    """A row a group and unit that both runs have, measures as <name>_first and <name>_other.
+
+    For user grouping, a run's crowd follows from the data too: other data, no pairs.
+    """
+    same_data = first.record.get("data_sha256") == other.record.get("data_sha256")
+    table = first.table if same_data else first.table.iloc[:0]
+    return table.merge(other.table, on=[*layout.groups, *layout.units], suffixes=("_first", "_other"))
+
+
+def difference_table(first: Run, other: Run, layout: Layout) -> Table:
+    both = paired(first, other, layout)
+    units = " and ".join(layout.units)
+    rows: list[list[Value]] = []
+    for names, group in both.groupby(list(layout.groups), sort=False):
+        rows.append([*names, len(group), *(
+            _mean(group[f"{measure}_other"] - group[f"{measure}_first"]) for measure in layout.measures)])  # fmt: skip
+    caption = (
+        f"{other.name} − {first.name}: mean of the differences over pairs that share {units}, with "
+        "Student's 95 % interval (none for a single pair). An interval that leaves out 0 is a difference that the "
+        f"pairs show; with many rows, about one in twenty does so by chance. {_what_is_better(layout)}"
+    )
+    if not rows:
+        caption = f"{other.name} and {first.name} share no {units} on the same data: see the means."
+    columns = [*layout.groups, "pairs", *map(_words, layout.measures)]
+    return Table(f"{other.name} − {first.name}", caption, columns, rows)
+
+
+def target_table(first: Run, other: Run, layout: Layout) -> Table:
+    """Point in space: the difference by target and protocol, over the seeds."""
+    rows: list[list[Value]] = []
+    for (emotion, protocol), group in paired(first, other, layout).groupby(["emotion", "protocol"], sort=False):
+        change = group["mean_distance_other"] - group["mean_distance_first"]
+        rows.append([emotion, protocol, len(group), _mean(change)])
+    caption = f"{other.name} − {first.name} by target: means over the seeds that both have, with 95 % intervals."
+    columns = ["target", "protocol", "seeds", "mean distance"]
+    return Table(f"{other.name} − {first.name} by target", caption, columns, rows)
+
+
+def means_table(runs: Sequence[Run], layout: Layout) -> Table:
+    rows: list[list[Value]] = []
+    for run in runs:
+        for names, group in run.table.groupby(list(layout.groups), sort=False):
+            rows.append([run.name, *names, len(group), *(_mean(group[measure]) for measure in layout.measures)])
+    units = " and ".join(layout.units)
+    caption = f"Means over {units} with 95 % intervals, each run by itself. {_what_is_better(layout)}"
+    return Table("All runs", caption, ["run", *layout.groups, "n", *map(_words, layout.measures)], rows)
+
+
+def runs_table(runs: Sequence[Run], output: Path) -> Table:
+    rows: list[list[Value]] = []
+    for run in runs:
+        page = "report.html" if (run.folder / "report.html").exists() else "run.json"
+        link = Link(str(run.folder), Path(os.path.relpath(run.folder / page, output.resolve().parent)).as_posix())
+        commit = str(run.record.get("git_commit") or "unknown")[:10]
+        rows.append([run.name, link, str(run.record.get("answer_in_words", "")), commit])
+    return Table("What is compared", "Differences are to the first run.", ["run", "folder", "answer", "commit"], rows)
+
+
+def settings_table(runs: Sequence[Run]) -> Table:
+    """The settings in which the runs differ."""
+    keys = dict.fromkeys(key for run in runs for key in run.record if key not in NOT_SETTINGS)
+    shown: list[list[Value]] = []
+    for key in keys:
+        values = [json.dumps(run.record.get(key), ensure_ascii=False).strip('"') for run in runs]
+        if len(set(values)) > 1:
+            shown.append([key, *values])
+    caption = "Settings in which the runs differ." if shown else "The runs have the same settings."
+    return Table("What differs", caption, ["setting", *(run.name for run in runs)], shown)
+
+
+def in_words(first: Run, other: Run, layout: Layout) -> str:
+    """One sentence: the first measure's mean difference, over all groups that both runs have, unit by unit."""
+    measure, sign = next(iter(layout.measures.items()))
+    both = paired(first, other, layout)
+    if both.empty:
+        return f"{other.name} and {first.name} have no pairs in common, so only their means are shown."
+    change = both[f"{measure}_other"] - both[f"{measure}_first"]
+    by_unit = change.groupby([both[unit] for unit in layout.units]).mean()
+    mean = _mean(by_unit)
+    better = sign * mean.low > 0 and sign * mean.high > 0
+    worse = sign * mean.low < 0 and sign * mean.high < 0
+    verdict = "better than" if better else "worse than" if worse else "not told apart from"
+    return (
+        f"Run {other.name} is {verdict} run {first.name} in {_words(measure)}: {words(mean, 3)} over "
+        f"{len(by_unit)} pairs, the mean of all {' x '.join(layout.groups)} rows that both have (95 % interval)."
+    )
+
+
+def _what_is_better(layout: Layout) -> str:
+    return "; ".join(f"{_words(name)}: {'more' if sign > 0 else 'less'} is better"
+                     for name, sign in layout.measures.items()) + "."  # fmt: skip
+
+
+def _words(measure: str) -> str:
+    return measure.replace("_", " ")
+
+
+def _mean(values: pd.Series) -> Estimate:
+    return Estimate(*(float(end) for end in mean_interval(values.to_numpy(np.float64))))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
