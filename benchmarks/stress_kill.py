@@ -63,10 +63,10 @@ def start(module: object, arguments: Sequence[str], folder: Path) -> int:
     """The process id of a run that writes to the folder, the leader of a process group of its own."""
     child = os.fork()
     if child:
+        os.setpgid(child, child)
         return child
     code = 1
     try:
-        os.setpgid(0, 0)
         os.chdir(folder.parent)
         silence = os.open(os.devnull, os.O_RDWR)
         os.dup2(silence, 1)
@@ -83,7 +83,8 @@ def finish(module: object, arguments: Sequence[str], folder: Path) -> float:
     began = time.perf_counter()
     _, status = os.waitpid(start(module, arguments, folder), 0)
     if status:
-        raise SystemExit(f"{' '.join(arguments)}: ended with {os.waitstatus_to_exitcode(status)}; STRESS_SHOW=1 shows why")
+        code = os.waitstatus_to_exitcode(status)
+        raise SystemExit(f"{' '.join(arguments)}: ended with {code}; STRESS_SHOW=1 shows why")
     return time.perf_counter() - began
 
 

@@ -164,7 +164,8 @@ def named_function(option: str, name: str, registry: Mapping[str, Callable[..., 
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # the module is the user's own: whatever it raises
-        raise InputError(f"{option} {name}: cannot be loaded ({described(error)}); name it as module:function") from None
+        why = described(error)
+        raise InputError(f"{option} {name}: cannot be loaded ({why}); name it as module:function") from None
     if not callable(function):
         raise InputError(f"{option} {name}: is no function; name it as module:function")
     return function  # type: ignore[no-any-return]

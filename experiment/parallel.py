@@ -86,11 +86,14 @@ def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:
 
 def _start_worker(main_process: int) -> None:
     """What loky's own workers do not do."""
+    import signal
     import sys
     from threading import Thread
 
     from joblib.externals.loky import process_executor
 
+    # Ctrl-C reaches the whole group; the main process answers it, and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # loky replaces a worker that has grown by 300 MB; one that keeps a loaded model has, and is no leak.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
     Thread(target=_end_with, args=(main_process,), daemon=True).start()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import save_tiny_llama
 from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_mapper
-from tests.warm_command_line import ROOT, SCRIPTS, WarmCommandLine
+from tests.warm_command_line import ROOT, SCRIPTS
 
 GROUPING, POINT = SCRIPTS
 RATINGS = "userId,movieId,rating,timestamp\n1,1,4.0,1\n2,1,3.0,1\n3,2,5.0,1\n"
@@ -73,7 +73,8 @@ FILES = {
     "c_header.csv": "emotion,text\n", "c_column.csv": CORPUS.replace("text", "words"), "c_one.csv": "text\nonly me\n",
     "c_same.csv": "text\nme\nme\n me \n", "c_long.csv": CORPUS + "joy,no, quotes\n", "c_short.csv": CORPUS + "joy\n",
     "c_quote.csv": CORPUS + 'joy,"never closed\n', "c_nul.csv": CORPUS + "joy,a\0b\n",
-    "c_blank.csv": CORPUS + "joy,   \n", "c_label.csv": CORPUS + "glee,so nice\n", "c_utf16.csv": CORPUS.encode("utf-16"),
+    "c_blank.csv": CORPUS + "joy,   \n",
+    "c_label.csv": CORPUS + "glee,so nice\n", "c_utf16.csv": CORPUS.encode("utf-16"),
     "c_latin.csv": (CORPUS + "joy,déjà vu\n").encode("latin-1"), "c_huge.csv": CORPUS + "joy," + "x" * 200_000 + "\n",
     "c_random.csv": bytes(range(256)) * 40, "c_few.csv": CORPUS, "t_two.tsv": TSV + "only text\t3\n",
     "t_word.tsv": TSV + "text\tjoy\tid\n", "t_28.tsv": TSV + "text\t28\tid\n", "t_minus.tsv": TSV + "text\t-1\tid\n",
@@ -107,8 +108,7 @@ def cut(path, size):
 def remote_code(folder):
     """A checkpoint that asks for its own Python file to be run."""
     (folder / "evil.py").write_text("open('ran', 'w').close()\nclass Evil: pass\n")
-    rewrite(folder / "config.json", lambda c: c.update(model_type="evil", auto_map={
-        name: "evil.Evil" for name in ("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification")}))
+    rewrite(folder / "config.json", lambda c: c.update(model_type="evil", auto_map=dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification"), "evil.Evil")))
 
 
 # What is done to a good checkpoint. The names are the folders'.
@@ -184,13 +184,6 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def warm():
-    command_line = WarmCommandLine()
-    yield command_line
-    command_line.close()
 
 
 def grouping(*options):
@@ -349,13 +342,15 @@ CASES = {
     # ---- corpora
     **{f"corpus {name}": (point(corpus=file), told) for name, file, told in [
         ("absent", "absent.csv", "absent.csv: cannot be read"), ("a folder", "folder", "folder: cannot be read"),
-        ("empty", "empty", "empty, line 1: no column `text`"), ("header only", "c_header.csv", "c_header.csv: 0 distinct"),
+        ("empty", "empty", "empty, line 1: no column `text`"),
+        ("header only", "c_header.csv", "c_header.csv: 0 distinct"),
         ("no column", "c_column.csv", "c_column.csv, line 1: no column `text`"), ("one", "c_one.csv", "1 distinct"),
         ("all the same", "c_same.csv", "c_same.csv: 1 distinct"), ("long row", "c_long.csv", "c_long.csv, line 5"),
         ("short row", "c_short.csv", "c_short.csv, line 5"), ("open quote", "c_quote.csv", "c_quote.csv, line 5"),
         ("NUL", "c_nul.csv", "c_nul.csv, line 5"), ("blank", "c_blank.csv", "c_blank.csv, line 5: no text"),
         ("unknown label", "c_label.csv", "'glee' is not one of the 28"), ("UTF-16", "c_utf16.csv", "not UTF-8"),
-        ("Latin-1", "c_latin.csv", "c_latin.csv, line 5: not UTF-8"), ("huge field", "c_huge.csv", "c_huge.csv, line 5"),
+        ("Latin-1", "c_latin.csv", "c_latin.csv, line 5: not UTF-8"),
+        ("huge field", "c_huge.csv", "c_huge.csv, line 5"),
         ("binary", "c_random.csv", "c_random.csv"), ("small", "c_few.csv", "the corpus has 2 comments"),
         ("two fields", "t_two.tsv", "t_two.tsv, line 3: 2 tab-separated"), ("label word", "t_word.tsv", "line 3"),
         ("label 28", "t_28.tsv", "t_28.tsv, line 3: label indices '28'"), ("label -1", "t_minus.tsv", "line 3"),

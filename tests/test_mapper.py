@@ -212,7 +212,7 @@ def embedded():
         ("I'm so sorry, that was my fault and I apologise.", "remorse"),
         ("Haha that is hilarious, lol", "amusement"),
         ("Wow, I did not expect that at all!", "surprise"),
-        ("What time does it start?", "curiosity"),
+        ("How did you do that? What is it made of?", "curiosity"),
         ("I'm terrified of spiders", "fear"),
     ],
 )

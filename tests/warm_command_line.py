@@ -6,16 +6,18 @@ a process of its own. As a script this is the warm process: it reads calls, one 
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {name: ROOT / name / "run.py" for name in ("user_grouping_evaluation_sim", "point_in_space_sim")}
-SECONDS = 60  # after which a call is killed
+SECONDS = 300  # after which a call is killed
 
 
 class WarmCommandLine:
@@ -26,10 +28,15 @@ class WarmCommandLine:
             [sys.executable, str(Path(__file__).resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def call(self, experiment, arguments, folder, environment=()):
-        """(exit code, output, errors) of the experiment's script, started in the folder."""
+    def call(self, experiment, arguments, folder, environment=(), *, send=None, parts=(0, ""), largest_file=None):
+        """(exit code, output, errors) of the experiment's script, started in the folder.
+
+        send: a signal that it and its workers get as soon as so many `parts` are finished below a folder.
+        largest_file: no file that it writes can grow beyond so many bytes.
+        """
         request = {"experiment": experiment, "arguments": [str(argument) for argument in arguments]}
         request |= {"folder": str(folder), "environment": {key: str(value) for key, value in dict(environment).items()}}
+        request |= {"send": send, "parts": (parts[0], str(parts[1])), "largest_file": largest_file}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return tuple(json.loads(self.process.stdout.readline()))
 
@@ -47,12 +54,10 @@ def serve():
     import matplotlib.figure  # noqa: F401
     import transformers
 
-    import experiment.run_folder
-    import user_grouping_evaluation_sim.tables
     from experiment.command_line import run_script
     from point_in_space_sim import fine_tuning, mapper, results, sampling  # noqa: F401
     from point_in_space_sim import run as point_in_space
-    from user_grouping_evaluation_sim import plots, sweep  # noqa: F401
+    from user_grouping_evaluation_sim import plots, sweep, tables  # noqa: F401
     from user_grouping_evaluation_sim import run as user_grouping
 
     transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.BertModel  # noqa: B018 - lazy modules
@@ -66,14 +71,31 @@ def serve():
                 os.dup2(errors.fileno(), 2)
                 module = mains[request["experiment"]]
                 os._exit(perform(request, lambda m=module: run_script(m.main, m.Settings, m.PRESETS)))
-            _, status = os.waitpid(child, 0)
+            os.setpgid(child, child)
+            status = end_of(child, request)
             out.seek(0), errors.seek(0)
             answer = [os.waitstatus_to_exitcode(status), out.read().decode(), errors.read().decode()]
         print(json.dumps(answer), flush=True)
 
 
+def end_of(child, request):
+    """The child's wait status; sends the signal that the request asks for."""
+    while request["send"] is not None:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            return status
+        count, output = request["parts"]
+        if len(list(Path(output).rglob(".parts/**/[!.]*.npz"))) >= count:
+            os.killpg(child, request["send"])
+            break
+        time.sleep(0.002)
+    return os.waitpid(child, 0)[1]
+
+
 def perform(request, script):
     signal.alarm(SECONDS)
+    if request["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], resource.RLIM_INFINITY))
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
     sys.argv = [str(SCRIPTS[request["experiment"]]), *request["arguments"]]
