@@ -108,7 +108,9 @@ def cut(path, size):
 def remote_code(folder):
     """A checkpoint that asks for its own Python file to be run."""
     (folder / "evil.py").write_text("open('ran', 'w').close()\nclass Evil: pass\n")
-    rewrite(folder / "config.json", lambda c: c.update(model_type="evil", auto_map=dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification"), "evil.Evil")))
+    classes = ("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
+    own_code = dict.fromkeys(classes, "evil.Evil")
+    rewrite(folder / "config.json", lambda c: c.update(model_type="evil", auto_map=own_code))
 
 
 # What is done to a good checkpoint. The names are the folders'.
