@@ -79,7 +79,7 @@ def straightforward(base: BaseModel, texts: list[str], settings: Settings) -> di
     linear = sorted({name.split(".")[-1] for name, module in base.model.model.layers.named_modules()
                      if isinstance(module, torch.nn.Linear)})
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, use_safetensors=True),
         LoraConfig(r=tuning.rank, lora_alpha=2 * tuning.rank, target_modules=linear, task_type="CAUSAL_LM"))
     rows = [{"input_ids": base.prompt + (target := encode_comment(base, text)),
              "labels": [-100] * len(base.prompt) + target} for text in texts]

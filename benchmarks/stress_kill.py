@@ -10,6 +10,7 @@ folder that holds a finished run: one that is overwritten (user grouping) or get
 """
 
 import argparse
+import importlib
 import os
 import shutil
 import signal
@@ -116,7 +117,7 @@ def complaint(folder: Path, expected: dict[str, bytes]) -> str:
 
 def stress(experiment: str, kills: int, jobs: int, rng: np.random.Generator, scratch: Path) -> int:
     """Kills the experiment `kills` times; how many of them left no trace in the results."""
-    module = __import__(f"{experiment}.run", fromlist=["main"])
+    module = importlib.import_module(f"{experiment}.run")
     scenarios = SCENARIOS[experiment]
     expected, durations = [], []
     for number, scenario in enumerate(scenarios):

@@ -123,17 +123,21 @@ def check_training(folder: Path, generations: pd.DataFrame, nearby: pd.DataFrame
     """What a variant was tuned on: as many comments as generations.csv says, all of the neighbourhood."""
     differences = []
     members = {emotion: set(own["text"]) for emotion, own in nearby[nearby["rank"] > 0].groupby("emotion")}
-    tuned = generations[(generations["training_comments"] > 0) & (generations["protocol"] != "averaged")]
+    tuned = generations[generations["training_comments"] > 0]
     for row in tuned.drop_duplicates(["emotion", "seed", "protocol", "generation", "variant"]).itertuples():
-        name = f"{slug(row.emotion)}-seed-{row.seed}-{row.protocol}-{row.generation}-variant-{row.variant}.jsonl"
+        # An average has no variant of its own: it counts the comments of all that were averaged.
+        variant = "*" if row.protocol == "averaged" else row.variant
+        pattern = f"{slug(row.emotion)}-seed-{row.seed}-{row.protocol}-{row.generation}-variant-{variant}.jsonl"
+        texts = []
         try:
-            lines = (folder / "training" / name).read_text(encoding="utf-8").split("\n")[:-1]
-            texts = [json.loads(line)["messages"][1]["content"] for line in lines]
+            for path in sorted((folder / "training").glob(pattern)):
+                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+                texts += [json.loads(line)["messages"][1]["content"] for line in lines]
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            differences.append(f"training/{name}: cannot be read ({type(error).__name__})")
+            differences.append(f"training/{path.name}: cannot be read ({type(error).__name__})")
             continue
         if len(texts) != row.training_comments or not members[row.emotion].issuperset(texts):
-            differences.append(f"training/{name}: not {row.training_comments} comments of the neighbourhood")
+            differences.append(f"training/{pattern}: not {row.training_comments} comments of the neighbourhood")
     return differences
 
 
