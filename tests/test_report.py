@@ -25,7 +25,7 @@ from tests.browser import CHROMEDRIVER, CHROMIUM, MISSING, open_browser
 from user_grouping_evaluation_sim.report_page import answer as grouping_answer
 from user_grouping_evaluation_sim.tables import regret
 
-ATTACK = '</p></style></script><script>document.title = "owned"</script><img src=x onerror=alert(1)>"\'&<!--'
+ATTACK = '</p></style></script><script>document.title = "owned"</script><img src=x onerror=alert(1)>"\'&<!--' + 60 * "w"
 PAGE = Page(
     experiment="user_grouping_evaluation_sim", title=f"Title {ATTACK}", question=f"Question {ATTACK}",
     answer=[f"Answer {ATTACK}", "More."], setting=[f"Setting {ATTACK}"],
