@@ -30,8 +30,8 @@ from experiment.command_line import run_script  # noqa: E402
 
 COMPARED = ("*.csv", "adapters/**/*.safetensors", "training/*.jsonl")
 GROUPING = (
-    "--num-users 12 --num-groups 3 --num-rounds 40 --num-runs 30 --kernel-runs 2 --grouping random epsilon_greedy "
-    "--metric l1 --scoring marginal attributed"
+    "--num-users 12 --num-groups 3 --num-rounds 40 --num-runs 30 --kernel-runs 0 --grouping random epsilon_greedy "
+    "--metric l1 --scoring attributed"
 ).split()
 POINT = (
     "--base-model llama --mapper roberta/ --corpus corpus.csv --neighbours 12 --generations 2 --variants 2 --samples 3 "

@@ -30,13 +30,12 @@ def verify_run(folder: str | Path) -> tuple[Differences, Unchecked]:
     record = read_record(folder)
     # Only a package of this repository: a run.json from elsewhere must not name the code that is run.
     experiments = sorted(path.parent.name for path in ROOT.glob("*/verification.py"))
-    if record.get("experiment") not in experiments:
-        raise InputError(
-            f"{folder / 'run.json'}: experiment {record.get('experiment')!r}: unknown; choose from "
-            f"{', '.join(experiments)}"
-        )
+    # Runs of before run.json said so lie in results/<experiment>.
+    experiment = record.get("experiment", folder.resolve().parent.name)
+    if experiment not in experiments:
+        raise InputError(f"{folder / 'run.json'}: experiment {experiment!r}: not one of {', '.join(experiments)}")
     verify: Callable[[Path, dict[str, Any]], tuple[Differences, Unchecked]]
-    verify = importlib.import_module(f"{record['experiment']}.verification").verify
+    verify = importlib.import_module(f"{experiment}.verification").verify
     missing, differences = compare_outputs(folder, record)
     if missing:  # without a table nothing can be recomputed
         return missing, ["numbers: recomputed only where all tables are there"]
