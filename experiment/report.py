@@ -252,7 +252,7 @@ def index_html(results: Path) -> str:
         ])  # fmt: skip
     columns = ["run", "answer", "seed", "commit", "minutes"]
     sections = {
-        experiment: table_html(Table("Finished runs", f"Folders in {experiment}/.", columns, rows))
+        experiment: table_html(Table(f"Finished runs of {experiment}", "Every row leads to a report.", columns, rows))
         for experiment, rows in by_experiment.items()
     }
     count = sum(map(len, by_experiment.values()))
