@@ -122,8 +122,11 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
                 raise InputError(
                     f"{path}: holds an unfinished run; leave out --no-resume, or --overwrite to start again"
                 )
-            for stale in path.rglob(".*.tmp*"):  # of a process that was killed while it wrote
-                stale.unlink(missing_ok=True)
+            # Of a process that was killed while it wrote. os.walk, for folders that go away meanwhile.
+            for place, _, names in os.walk(path):
+                for name in names:
+                    if name.startswith(".") and ".tmp" in name:
+                        (Path(place) / name).unlink(missing_ok=True)
             run = RunFolder(path, identity, finished)
             if not finished:
                 run.write_json(f"{PARTS}/identity.json", identity)
