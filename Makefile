@@ -15,7 +15,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python point_in_space_sim/run.py --preset quick --overwrite
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest || $(BIN)/python -m pytest --last-failed
+	$(BIN)/python -m pytest
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

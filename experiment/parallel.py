@@ -1,6 +1,7 @@
 """The same function over many tasks: in this process, in local workers, or on a cluster the user has."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -65,9 +66,9 @@ def parallel_map(
         try:
             yield from bar(pool(joblib.delayed(_single_threaded)(function, task) for task in tasks))
         except _lost_workers(backend) as error:
-            raise RunFailed(
-                f"a worker or the cluster went away ({type(error).__name__}), perhaps for want of memory"
-            ) from error
+            ends = re.search(r"exit codes of the workers are (\{.*?\})", str(error))
+            how = f"exit codes {ends[1]}" if ends else type(error).__name__
+            raise RunFailed(f"a worker or the cluster went away ({how}), perhaps for want of memory") from error
 
 
 def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:

@@ -131,7 +131,7 @@ def page_html(title: str, question: str, answer: Sequence[str], sections: Mappin
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    names = {heading: "-".join(re.findall("[a-z]+", heading.lower())) for heading in sections}
+    names = {heading: f"section-{i}" for i, heading in enumerate(sections, start=1)}
     links = "".join(f'<li><a href="#{name}">{text(heading)}</a></li>' for heading, name in names.items())
     bodies = "\n".join(
         f'<section aria-labelledby="{name}">\n<h2 id="{name}">{text(heading)}</h2>\n{sections[heading]}\n</section>'

@@ -1,6 +1,6 @@
 """The folder of one run: who may write to it, what is already done, and where the run came from.
 
-A run's work is cut into parts. A part is saved when it is finished (`part`), so that a killed run goes on from there.
+A run's work is cut into parts. A part is saved when it is finished, so that a killed run goes on from there.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -183,16 +183,6 @@ def load_arrays(path: Path) -> Arrays | None:
             return dict(stored)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-
-
-def part(run: RunFolder, name: str, make: Callable[[], Arrays]) -> Arrays:
-    """The part `name`, loaded if it was finished before, otherwise made and saved."""
-    path = run.part_path(f"{name}.npz")
-    arrays = load_arrays(path)
-    if arrays is None:
-        arrays = make()
-        save_arrays(path, arrays)
-    return arrays
 
 
 def hash_of(content: Any) -> str:
