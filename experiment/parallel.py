@@ -107,6 +107,14 @@ def _end_with(main_process: int) -> None:
     os._exit(1)
 
 
+def reach_cluster(backend: str, scheduler: str | None) -> None:
+    """Raises InputError where the backend is a cluster that is not installed or does not answer."""
+    if backend == "dask":
+        _dask_client(scheduler).close()
+    elif backend == "ray":
+        _connect_ray(scheduler)
+
+
 def _dask_client(scheduler: str | None) -> Any:
     if scheduler is None:
         raise InputError("--backend dask: needs --scheduler ADDRESS, such as tcp://host:8786")

@@ -94,9 +94,9 @@ def test_the_data_in_the_repository():
         ("5,7,-3,1", "row 8: rating -3 is not within"),
         ("5,1,4.0,100", "row 8: user 5 rates movie 1 a second time"),
         ("5,1234,4.0,100", "row 8: movie 1234 is not in"),
-        ("x,1,4.0,100", "row 8: userId 'x' is not a number"),
-        ("1.5,1,4.0,100", "row 8: userId '1.5' is not a number"),
-        (",1,4.0,100", "row 8: userId '' is not a number"),
+        ("x,1,4.0,100", "row 8: userId 'x' is not a whole number"),
+        ("1.5,1,4.0,100", "row 8: userId '1.5' is not a whole number"),
+        (",1,4.0,100", "row 8: userId '' is not a whole number"),
     ],
 )
 def test_bad_ratings_name_file_and_row(tmp_path, line, told):

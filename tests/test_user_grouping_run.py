@@ -458,6 +458,8 @@ BAD = {
     "a name given twice": ([*CROWD, "--metric", "l2", "l2"], "name at least one, and each once"),
     "no name": ([*CROWD, "--metric"], "name at least one, and each once"),
     "dask without an address": ([*CROWD, "--backend", "dask"], "needs --scheduler ADDRESS"),
+    "a cluster that is not there": (
+        [*CROWD, "--backend", "dask", "--scheduler", "no-such-protocol://here:1"], "no dask scheduler answers"),
     "a form that does not fit": ([*CROWD, "--shapley", "closed_form"], "fits --metric dot alone"),
     "too many coalitions": ([*CROWD, "--num-users", 23, "--shapley", "exact"], "too many coalitions"),
     "delta 0": ([*CROWD, "--delta", 0], "--delta 0.0: out of range; must be in (0, 1]"),

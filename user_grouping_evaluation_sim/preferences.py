@@ -154,11 +154,16 @@ def _read_columns(path: str | Path, types: dict[str, str]) -> pd.DataFrame:
     except (ValueError, OverflowError):
         table = _read_csv(path, usecols=list(types), dtype="str", keep_default_na=False)
         for name, kind in types.items():
-            number = pd.to_numeric(table[name], errors="coerce") if kind != "str" else pd.Series(0.0, table.index)
-            wrong = (number.isna() | (kind.startswith("int") & (number % 1 != 0))).to_numpy()
+            if kind == "str":
+                continue
+            number = pd.to_numeric(table[name], errors="coerce")
+            whole = kind.startswith("int")
+            wrong = number.isna() | (whole & (number % 1 != 0))
             if wrong.any():
-                value = table[name].to_numpy()[wrong][0]
-                raise InputError(f"{path}: row {_row(wrong)}: {name} {value!r} is not a number of its kind") from None
+                what = "whole number" if whole else "number"
+                raise InputError(
+                    f"{path}: row {_row(wrong.to_numpy())}: {name} {table[name][wrong].iloc[0]!r} is not a {what}"
+                ) from None
         raise InputError(f"{path}: a number is too large for its column") from None
     if table.empty:
         raise InputError(f"{path}: holds a header but no rows")

@@ -27,6 +27,7 @@ RESULTS = ROOT / "results" / "user_grouping_evaluation_sim"
 
 def main(settings: Settings) -> None:
     check_settings(settings)
+    from experiment.parallel import reach_cluster
     from experiment.report import finish_with_report
     from experiment.run_folder import open_run, shared_path
     from user_grouping_evaluation_sim.preferences import check_enough_users
@@ -41,6 +42,7 @@ def main(settings: Settings) -> None:
     if settings.dry_run:
         return
     rehearse(settings, preferences)
+    reach_cluster(settings.backend, settings.scheduler)
     with open_run(folder, identity_of(settings, hashes), overwrite=settings.overwrite, resume=settings.resume) as run:
         if run.finished:
             print(f"already complete: {folder} (--overwrite runs it again)")
