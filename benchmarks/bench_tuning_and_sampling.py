@@ -28,14 +28,14 @@ from point_in_space_sim.assets import cache_folder  # noqa: E402
 from point_in_space_sim.base_model import BaseModel, load_base_model  # noqa: E402
 from point_in_space_sim.corpus import load_corpus  # noqa: E402
 from point_in_space_sim.fine_tuning import (  # noqa: E402
-    TuningSettings,
     encode_comment,
     first_tuned_layer,
     frozen_activations,
     tune,
 )
 from point_in_space_sim.mapper import load_mapper, map_texts  # noqa: E402
-from point_in_space_sim.sampling import SamplingSettings, distinct_2, sample_comments  # noqa: E402
+from point_in_space_sim.sampling import distinct_2, sample_comments  # noqa: E402
+from point_in_space_sim.settings import SamplingSettings, TuningSettings  # noqa: E402
 from point_in_space_sim.target import distances_to, emotion_target, find_neighbourhood  # noqa: E402
 
 

@@ -191,7 +191,7 @@ def main() -> int:
                 os.environ["XDG_CACHE_HOME"] = f"{scratch}/cache"
                 in_a_child(lambda scratch=scratch: save_tiny_world(Path(scratch)))
                 # Imported here, so that children have them.
-                from point_in_space_sim import fine_tuning, mapper, plots, protocols, results  # noqa: F401
+                from point_in_space_sim import fine_tuning, mapper, plots, results, workshop  # noqa: F401
             else:
                 from user_grouping_evaluation_sim import plots, sweep, tables  # noqa: F401
             survived += stress(experiment, given.kills, given.jobs, np.random.default_rng(given.seed), Path(scratch))

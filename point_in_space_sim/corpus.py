@@ -3,6 +3,7 @@
 import csv
 import io
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from experiment.errors import InputError
@@ -32,6 +33,10 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def sha256(self) -> str:
+        return sha256("\n".join(self.texts).encode()).hexdigest()
 
 
 def load_corpus(source: str | Path | None = None) -> Corpus:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,21 +21,10 @@ from safetensors.torch import load_file, save_file
 from experiment.errors import InputError
 from experiment.files import replace_atomically
 from point_in_space_sim.base_model import PROMPT, BaseModel, run_layers
+from point_in_space_sim.settings import TuningSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-
-@dataclass(frozen=True)
-class TuningSettings:
-    """How a variant is tuned. The defaults were chosen by study_hyperparameters.py."""
-
-    method: Literal["lora", "full"] = "lora"
-    layers: int = 20  # how many of the upper decoder layers are tuned; at most the model's own number
-    rank: int = 16  # of the LoRA factors; their product is scaled by lora_alpha / rank = 2
-    learning_rate: float = 4e-3
-    epochs: int = 3
-    batch_size: int = 8  # comments a step
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 
 from experiment.figures import COLOURS, new_figure, save_figure
 from experiment.files import replace_atomically
+from experiment.statistics import mean_interval
 from point_in_space_sim.corpus import EMOTIONS
-from point_in_space_sim.results import mean_interval
 
 COLOUR = {
     "base": "#7F7F7F",
@@ -228,8 +228,7 @@ def controls_figure(summary: pd.DataFrame) -> Figure:
         axes.errorbar(table[column], rows, xerr=errors, fmt=MARKER[other], color=COLOUR[other], markersize=4.5,
                       linewidth=1.2)  # fmt: skip
         if len(table) > 1:
-            low, high = mean_interval(table[column].to_numpy())
-            mean = table[column].mean()
+            mean, low, high = mean_interval(table[column].to_numpy())
             axes.errorbar(mean, len(table), xerr=[[mean - low], [high - mean]], fmt=MARKER[other], color="black",
                           markersize=5.5, linewidth=1.5)  # fmt: skip
             axes.axhline(len(table) - 0.5, color="#999999", linewidth=0.6)

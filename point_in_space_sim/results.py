@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiment.files import replace_atomically
+from experiment.statistics import mean_interval
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.protocols import Averaged, Batch, Draw, Tuned, derived_seed
 from point_in_space_sim.sampling import distinct_2
@@ -192,16 +193,8 @@ def overall(summary: pd.DataFrame) -> dict[str, object]:
         values = summary[column].to_numpy()
         answer[column] = round(float(values.mean()), 4)
         if len(values) > 1:
-            answer[f"{column}_interval"] = [round(end, 4) for end in mean_interval(values)]
+            answer[f"{column}_interval"] = [round(float(end), 4) for end in mean_interval(values)[1:]]
     return answer
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % t-interval of the mean of values (n,)."""
-    from scipy import stats
-
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
 
 
 def answer_in_words(summary: pd.DataFrame) -> str:
@@ -210,7 +203,7 @@ def answer_in_words(summary: pd.DataFrame) -> str:
     if len(summary) == 1:
         on, low, high = summary["emotion"][0], summary["reduction_low"][0], summary["reduction_high"][0]
     else:
-        on, (low, high) = f"{len(summary)} targets", mean_interval(summary["reduction_percent"].to_numpy())
+        on, (low, high) = f"{len(summary)} targets", mean_interval(summary["reduction_percent"].to_numpy())[1:]
     return (
         f"{on}: distance {mean['single_distance']:.3f} with one model, {mean['multi_distance']:.3f} with competing "
         f"variants, {mean['reduction_percent']:.1f} % [{low:.1f}, {high:.1f}] less; a random pick "

@@ -9,16 +9,23 @@ python point_in_space_sim/run.py --preset all --dry-run    what 28 emotions woul
 
 import re
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)] if Path(sys.path[0]).resolve() == ROOT / "point_in_space_sim" else [sys.path[0], str(ROOT)]
 
-from experiment.command_line import NOT_IDENTITY, CommonSettings, check_name, check_range, run_script  # noqa: E402
-from experiment.errors import InputError  # noqa: E402
+from experiment.command_line import NOT_IDENTITY, run_script  # noqa: E402
 from point_in_space_sim.corpus import EMOTIONS  # noqa: E402
+from point_in_space_sim.settings import (  # noqa: E402
+    PRESETS,
+    SamplingSettings,
+    Settings,
+    TuningSettings,
+    check_settings,
+    target_names,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,112 +33,14 @@ if TYPE_CHECKING:
     from experiment.run_folder import RunFolder
     from point_in_space_sim.corpus import Corpus
     from point_in_space_sim.mapper import Mapper
-    from point_in_space_sim.protocols import Workshop
     from point_in_space_sim.target import Neighbourhood, Target
+    from point_in_space_sim.workshop import Workshop
 
-
-@dataclass(frozen=True)
-class Settings(CommonSettings):
-    emotions: tuple[str, ...] = ("joy",)
-    """GoEmotions labels, or all. A target is the comment that scores highest on the emotion."""
-    target_text: str | None = None
-    """In place of --emotions: a text of your own as the target."""
-    target_emotions: str | None = None
-    """In place of --emotions: a point in emotion space, such as joy=0.7,gratitude=0.3 (all others 0)."""
-    num_seeds: int = 1
-    """How often everything is repeated; --seed is the first seed, the others follow it."""
-    base_model: str = "smollm2-135m"
-    """smollm2-135m (fetched once), a folder, or a Hugging Face id of a causal language model."""
-    mapper: str = "auto"
-    """auto, embedded, roberta (SamLowe/roberta-base-go_emotions), a Hugging Face id, or a folder."""
-    corpus: str = "shipped"
-    """shipped (data/comments), a GoEmotions TSV, a CSV with a column text, or go_emotions (from the hub)."""
-    neighbours: int = 100
-    """How many comments nearest to the target make its neighbourhood."""
-    generations: int = 3
-    """Generations of the competition."""
-    variants: int = 3
-    """Variants a generation."""
-    samples: int = 50
-    """Comments sampled from a model."""
-    tuning: Literal["lora", "full"] = "lora"
-    """LoRA adapters or all weights of the tuned layers."""
-    layers: int | None = None
-    """Upper layers that are tuned. Default, as for all options below: the hyperparameter study's choice."""
-    rank: int | None = None
-    """Rank of the LoRA adapters."""
-    learning_rate: float | None = None
-    """AdamW's learning rate at the start; it falls linearly to zero."""
-    epochs: int | None = None
-    """Times that a variant sees each of its comments."""
-    batch_size: int | None = None
-    """Comments a step of tuning."""
-    temperature: float | None = None
-    """Of sampling."""
-    top_p: float | None = None
-    """Sampling draws from the likeliest tokens that together have this probability."""
-    max_new_tokens: int | None = None
-    """Longest comment, in tokens."""
-    device: str = "auto"
-    """auto, cpu, cuda, or cuda:N; auto is CUDA where it is available."""
-    dry_run: bool = False
-    """Say what would be done and about how long it would take, and stop."""
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    # In one process: to start others would take longer than they would save.
-    "quick": {
-        "generations": 1, "variants": 2, "neighbours": 24, "samples": 8, "epochs": 2, "max_new_tokens": 24, "jobs": 1,
-    },
-    "reference": {
-        "emotions": ("gratitude", "love", "joy", "sadness", "fear", "nervousness"),
-        "num_seeds": 2,
-    },
-    "all": {"emotions": ("all",)},
-}
 
 # SmolLM2-135M on one core that multiplies matrices at 100 GFLOP/s: seconds a comment and epoch, seconds a sample; and
 # seconds to load the models, and to start other processes that do.
 SECONDS_TUNED, SECONDS_SAMPLED, REFERENCE_RATE = 0.04, 0.09, 100e9
 SECONDS_TO_START, SECONDS_TO_START_WORKERS = 12, 15
-
-
-def check(settings: Settings) -> None:
-    """Raises InputError for settings that no run can have."""
-    from point_in_space_sim.target import parse_mixture, part_sizes
-
-    for name in ("num_seeds", "generations", "samples", "jobs"):
-        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
-    check_range("--seed", settings.seed, 0, 2**63)
-    check_range("--variants", settings.variants, 2, 10**6)
-    check_range("--neighbours", settings.neighbours, 3, 10**6)
-    for name in ("layers", "rank", "epochs", "batch_size", "max_new_tokens"):
-        if (value := getattr(settings, name)) is not None:
-            check_range(f"--{name.replace('_', '-')}", value, 1, 10**6)
-    for name, high in (("learning_rate", 1.0), ("temperature", 100.0), ("top_p", 1.0)):
-        if (value := getattr(settings, name)) is not None:
-            check_range(f"--{name.replace('_', '-')}", value, 0, high, open_low=True)
-    if not settings.emotions:
-        raise InputError("--emotions: name at least one emotion, or all")
-    for emotion in settings.emotions:
-        check_name("--emotions", emotion, [*EMOTIONS, "all"])
-    if settings.target_text is not None and settings.target_emotions is not None:
-        raise InputError("--target-text and --target-emotions: give one of them")
-    if settings.target_text is not None and not settings.target_text.strip():
-        raise InputError("--target-text: is empty")
-    if settings.target_emotions is not None:
-        parse_mixture(settings.target_emotions)
-    part_sizes(settings.neighbours, settings.generations, settings.variants)
-
-
-def target_names(settings: Settings) -> list[str]:
-    """The targets asked for, emotions in GoEmotions order."""
-    if settings.target_text is not None:
-        return [f'"{settings.target_text}"']
-    if settings.target_emotions is not None:
-        return [settings.target_emotions]
-    return [emotion for emotion in EMOTIONS if {emotion, "all"} & set(settings.emotions)]
 
 
 def estimated_seconds(settings: Settings, epochs: int) -> float:
@@ -180,20 +89,15 @@ def plan(settings: Settings, targets: list[str], epochs: int) -> str:
     )
 
 
-def tuned_settings(settings: Settings) -> tuple[Any, Any]:
-    """(TuningSettings, SamplingSettings): their own defaults but for what the command line gives."""
-    from point_in_space_sim.fine_tuning import TuningSettings
-    from point_in_space_sim.sampling import SamplingSettings
-
+def tuned_settings(settings: Settings) -> tuple[TuningSettings, SamplingSettings]:
     def given(cls: Any) -> dict[str, Any]:
-        return {field.name: value for field in fields(cls)
-                if (value := getattr(settings, field.name, None)) is not None}  # fmt: skip
+        return {field.name: getattr(settings, field.name) for field in fields(cls) if field.name != "method"}
 
     return TuningSettings(method=settings.tuning, **given(TuningSettings)), SamplingSettings(**given(SamplingSettings))
 
 
 def main(settings: Settings) -> None:
-    check(settings)
+    check_settings(settings)
     output_dir = settings.output_dir or ROOT / "results" / "point_in_space_sim" / settings.preset
     tuning, sampling = tuned_settings(settings)
     print(plan(settings, target_names(settings), tuning.epochs), flush=True)
@@ -206,9 +110,9 @@ def main(settings: Settings) -> None:
     from point_in_space_sim.base_model import pick_device
     from point_in_space_sim.corpus import load_corpus
     from point_in_space_sim.mapper import ROBERTA, map_texts
-    from point_in_space_sim.protocols import Workshop, cached_base_model, cached_mapper, return_memory
     from point_in_space_sim.results import answer_in_words
     from point_in_space_sim.target import find_neighbourhood
+    from point_in_space_sim.workshop import Workshop, cached_base_model, cached_mapper, return_memory
 
     corpus = load_corpus(settings.corpus)
     device = str(pick_device(settings.device))
@@ -224,7 +128,7 @@ def main(settings: Settings) -> None:
         **asdict(tuning), **asdict(sampling), "tuning": tuning.method,
         "device": device.partition(":")[0], "dtype": str(base.dtype).removeprefix("torch."),
         "mapper": mapper.name, "mapper_sha256": mapper.sha256,
-        "base_model_sha256": base.sha256, "corpus": corpus.name, "corpus_sha256": corpus_hash(corpus),
+        "base_model_sha256": base.sha256, "corpus": corpus.name, "corpus_sha256": corpus.sha256,
     }  # fmt: skip
     workshop = Workshop(
         base_model=settings.base_model,
@@ -254,12 +158,6 @@ def targets(settings: Settings, corpus: "Corpus", mapper: "Mapper", vectors: Any
     return [emotion_target(emotion, vectors) for emotion in target_names(settings)]
 
 
-def corpus_hash(corpus: "Corpus") -> str:
-    import hashlib
-
-    return hashlib.sha256("\n".join(corpus.texts).encode()).hexdigest()
-
-
 def play_all(
     settings: Settings, run: "RunFolder", workshop: "Workshop", neighbourhoods: "list[Neighbourhood]",
     corpus: "Corpus", vectors: Any, mapper: "Mapper",
@@ -271,7 +169,8 @@ def play_all(
 
     from experiment.run_folder import shared_path
     from point_in_space_sim import results
-    from point_in_space_sim.protocols import Game, discard_weights, fulfil_requests, planned_cost, play
+    from point_in_space_sim.protocols import Game, play
+    from point_in_space_sim.workshop import discard_weights, fulfil_requests, planned_cost
 
     tables = held_tables(run.path) if run.finished else {}
     held = list(tables["summary"]["emotion"]) if tables else []

@@ -10,15 +10,7 @@ import torch
 from experiment.errors import InputError
 from point_in_space_sim.base_model import BaseModel, run_layers
 from point_in_space_sim.fine_tuning import Adapter, merged
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How comments are drawn."""
-
-    temperature: float = 0.7  # divides the logits
-    top_p: float = 0.9  # draw from the likeliest tokens that together hold this probability
-    max_new_tokens: int = 48
+from point_in_space_sim.settings import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -52,9 +44,29 @@ class KeyValueCache:
             store[:, :, self.length : end] = new
         return self.layers[layer][0][:, :, :end], self.layers[layer][1][:, :, :end]
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keeps (or repeats) the given rows."""
-        self.layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.layers.items()}
+    def repeat(self, rows: int) -> None:
+        """Turns the only row into as many equal ones."""
+        for layer, (keys, values) in self.layers.items():
+            self.layers[layer] = (keys.expand(rows, -1, -1, -1).clone(), values.expand(rows, -1, -1, -1).clone())
+
+    def move(self, sources: Sequence[int]) -> None:
+        """Row i becomes what row sources[i] was; rows beyond them go. Only rows that move are copied."""
+        to = [row for row, source in enumerate(sources) if row != source]
+        for layer, stores in self.layers.items():
+            for store in stores:
+                if to:
+                    store[to, :, : self.length] = store[[sources[row] for row in to], :, : self.length]
+            self.layers[layer] = (stores[0][: len(sources)], stores[1][: len(sources)])
+
+
+def filled_from_the_end(rows: Sequence[int]) -> list[int]:
+    """Distinct row numbers, in an order that leaves those in place that can stay: gaps are filled with the last.
+
+    [0, 2, 3, 5] -> [0, 5, 2, 3]
+    """
+    last = [row for row in rows if row >= len(rows)]
+    staying = set(rows)
+    return [row if row in staying else last.pop() for row in range(len(rows))]
 
 
 def sample_comments(base: BaseModel, count: int, seed: int, settings: SamplingSettings | None = None,
@@ -96,21 +108,20 @@ def _sample_tokens(base: BaseModel, count: int, seed: int, settings: SamplingSet
     # Once for all rows.
     hidden = run_layers(model, model.model.embed_tokens(ids), torch.arange(prompt_length)[None], cache=cache)
     cache.length = prompt_length
-    cache.select(torch.zeros(count, dtype=torch.long, device=base.device))
+    cache.repeat(count)
     hidden = hidden[:, -1:].expand(count, 1, -1)
     for step in range(settings.max_new_tokens):
         logits = model.lm_head(model.model.norm(hidden[:, -1]))
         drawn = draw_tokens(logits, settings, [streams[comment] for comment in batch])
         for comment, token in zip(batch, drawn, strict=True):
-            if step == 0 or comments[comment][-1] not in ends:
-                comments[comment].append(token)
+            comments[comment].append(token)
         going_on = [row for row, comment in enumerate(batch) if comments[comment][-1] not in ends]
         if not going_on or step + 1 == settings.max_new_tokens:
             break
-        # Ended rows leave a fifth at a time: to copy the others' keys and values at every end costs more.
-        if len(going_on) <= 0.8 * len(batch):
-            batch, drawn = [batch[row] for row in going_on], [drawn[row] for row in going_on]
-            cache.select(torch.tensor(going_on, device=base.device))
+        if len(going_on) < len(batch):
+            rows = filled_from_the_end(going_on)
+            batch, drawn = [batch[row] for row in rows], [drawn[row] for row in rows]
+            cache.move(rows)
         hidden = model.model.embed_tokens(torch.tensor(drawn, device=base.device))[:, None]
         hidden = run_layers(model, hidden, torch.tensor([[cache.length]]), cache=cache)
         cache.length += 1

@@ -24,8 +24,7 @@ import pandas as pd  # noqa: E402
 
 from experiment.errors import InputError  # noqa: E402
 from experiment.files import replace_atomically  # noqa: E402
-from point_in_space_sim.fine_tuning import TuningSettings  # noqa: E402
-from point_in_space_sim.sampling import SamplingSettings  # noqa: E402
+from point_in_space_sim.settings import SamplingSettings, TuningSettings  # noqa: E402
 
 CHOSEN_ON = ("joy", "nervousness")
 CHECKED_ON = ("gratitude", "sadness", "fear", "love")

@@ -17,7 +17,7 @@ from point_in_space_sim.base_model import DEFAULT_BASE_MODEL, smollm2_cache, wei
 from point_in_space_sim.corpus import EMOTIONS, load_corpus
 from point_in_space_sim.mapper import EMBEDDED_FOLDER, classifier_hash, embedded_hash
 from point_in_space_sim.results import DRAWS, MODEL, generation_table, overall, read_csv, summary_table
-from point_in_space_sim.run import corpus_hash, slug
+from point_in_space_sim.run import slug
 
 # A probability is written with four decimals, so both ends of a distance move by up to half a unit in each dimension.
 DISTANCE_ROUNDING = 1e-4 * np.sqrt(len(EMOTIONS)) + 1e-6
@@ -149,7 +149,7 @@ def check_sources(record: dict[str, Any]) -> tuple[list[str], list[str]]:
     try:
         if corpus != "shipped" and not (ROOT / corpus).is_file():
             unchecked.append(f"corpus: no file {corpus}")
-        elif corpus_hash(load_corpus(corpus if corpus == "shipped" else ROOT / corpus)) != record["corpus_sha256"]:
+        elif load_corpus(corpus if corpus == "shipped" else ROOT / corpus).sha256 != record["corpus_sha256"]:
             differences.append(f"corpus: {corpus} is not the corpus of this run (SHA-256 differs)")
     except InputError as error:
         differences.append(f"corpus: {error}")

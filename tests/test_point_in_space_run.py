@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from experiment.command_line import run_script
-from point_in_space_sim import protocols
 from point_in_space_sim import run as run_module
+from point_in_space_sim import workshop
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.results import read_csv
 from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_world
@@ -167,8 +167,8 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(finished, world, monkey
     assert not (output / "run.json").exists() and len(made) >= 5
 
     tuned = []
-    tune = protocols.tune
-    monkeypatch.setattr(protocols, "tune", lambda *given: tuned.append(given) or tune(*given))
+    tune = workshop.tune
+    monkeypatch.setattr(workshop, "tune", lambda *given: tuned.append(given) or tune(*given))
     assert run_here(monkeypatch, world, output) == 0
     # 3 single, 3 shared, 3 + 1 + 3 in the second generation; averages are no tuning.
     assert 0 < len(tuned) <= 13 - (len(made) - 1)
@@ -205,8 +205,8 @@ def test_full_tuning_of_a_text_target(world, monkeypatch, tmp_path):
     summary = read_csv(tmp_path / "run" / "summary.csv")
     assert summary["emotion"].tolist() == ['"what a day"']
     (kept,) = (tmp_path / "run" / "adapters").glob("*-multi-1")
-    protocols.cached_base_model.cache_clear()
-    protocols.cached_base_model(str(kept), "cpu")
+    workshop.cached_base_model.cache_clear()
+    workshop.cached_base_model(str(kept), "cpu")
 
 
 def test_dry_run_says_what_it_would_do(world, monkeypatch, capsys, tmp_path):

@@ -8,15 +8,15 @@ import torch
 
 from experiment.errors import InputError
 from point_in_space_sim.base_model import DEFAULT_BASE_MODEL, load_base_model
-from point_in_space_sim.fine_tuning import TuningSettings, merged, tune
+from point_in_space_sim.fine_tuning import merged, tune
 from point_in_space_sim.sampling import (
-    SamplingSettings,
     _sample_tokens,
     distinct_2,
     draw_tokens,
     end_tokens,
     sample_comments,
 )
+from point_in_space_sim.settings import SamplingSettings, TuningSettings
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
 
 SETTINGS = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=12)

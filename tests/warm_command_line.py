@@ -55,7 +55,7 @@ def serve():
     import transformers
 
     from experiment.command_line import run_script
-    from point_in_space_sim import fine_tuning, mapper, results, sampling  # noqa: F401
+    from point_in_space_sim import fine_tuning, mapper, results, sampling, workshop  # noqa: F401
     from point_in_space_sim import run as point_in_space
     from user_grouping_evaluation_sim import plots, sweep, tables  # noqa: F401
     from user_grouping_evaluation_sim import run as user_grouping

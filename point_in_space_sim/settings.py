@@ -1,0 +1,126 @@
+"""What the command line can set, how models are tuned and sampled, the presets, and which settings no run can have."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from experiment.command_line import CommonSettings, check_name, check_range
+from experiment.errors import InputError
+from point_in_space_sim.corpus import EMOTIONS
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """How a variant is tuned. The defaults were chosen by study_hyperparameters.py."""
+
+    method: Literal["lora", "full"] = "lora"
+    layers: int = 20  # how many of the upper decoder layers are tuned; at most the model's own number
+    rank: int = 16  # of the LoRA factors; their product is scaled by lora_alpha / rank = 2
+    learning_rate: float = 4e-3
+    epochs: int = 3
+    batch_size: int = 8  # comments a step
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How comments are drawn."""
+
+    temperature: float = 0.7  # divides the logits
+    top_p: float = 0.9  # draw from the likeliest tokens that together hold this probability
+    max_new_tokens: int = 48
+
+
+@dataclass(frozen=True)
+class Settings(CommonSettings):
+    emotions: tuple[str, ...] = ("joy",)
+    """GoEmotions labels, or all. A target is the comment that scores highest on the emotion."""
+    target_text: str | None = None
+    """In place of --emotions: a text of your own as the target."""
+    target_emotions: str | None = None
+    """In place of --emotions: a point in emotion space, such as joy=0.7,gratitude=0.3 (all others 0)."""
+    num_seeds: int = 1
+    """How often everything is repeated; --seed is the first seed, the others follow it."""
+    base_model: str = "smollm2-135m"
+    """smollm2-135m (fetched once), a folder, or a Hugging Face id of a causal language model."""
+    mapper: str = "auto"
+    """auto, embedded, roberta (SamLowe/roberta-base-go_emotions), a Hugging Face id, or a folder."""
+    corpus: str = "shipped"
+    """shipped (data/comments), a GoEmotions TSV, a CSV with a column text, or go_emotions (from the hub)."""
+    neighbours: int = 100
+    """How many comments nearest to the target make its neighbourhood."""
+    generations: int = 3
+    """Generations of the competition."""
+    variants: int = 3
+    """Variants a generation."""
+    samples: int = 50
+    """Comments sampled from a model."""
+    tuning: Literal["lora", "full"] = "lora"
+    """LoRA adapters or all weights of the tuned layers."""
+    layers: int = TuningSettings.layers
+    """Upper decoder layers that are tuned. This default and those below are the hyperparameter study's choice."""
+    rank: int = TuningSettings.rank
+    """Rank of the LoRA adapters."""
+    learning_rate: float = TuningSettings.learning_rate
+    """AdamW's learning rate at the start; it falls linearly to zero."""
+    epochs: int = TuningSettings.epochs
+    """Times that a variant sees each of its comments."""
+    batch_size: int = TuningSettings.batch_size
+    """Comments a step of tuning."""
+    temperature: float = SamplingSettings.temperature
+    """Of sampling."""
+    top_p: float = SamplingSettings.top_p
+    """Sampling draws from the likeliest tokens that together have this probability."""
+    max_new_tokens: int = SamplingSettings.max_new_tokens
+    """Longest comment, in tokens."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N; auto is CUDA where it is available."""
+    dry_run: bool = False
+    """Say what would be done and about how long it would take, and stop."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # In one process: to start others would take longer than they would save.
+    "quick": {
+        "generations": 1, "variants": 2, "neighbours": 24, "samples": 8, "epochs": 2, "max_new_tokens": 24, "jobs": 1,
+    },
+    "reference": {
+        "emotions": ("gratitude", "love", "joy", "sadness", "fear", "nervousness"),
+        "num_seeds": 2,
+    },
+    "all": {"emotions": ("all",)},
+}
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises InputError for settings that no run can have."""
+    from point_in_space_sim.target import parse_mixture, part_sizes
+
+    for name in ("num_seeds", "generations", "samples", "jobs"):
+        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
+    check_range("--seed", settings.seed, 0, 2**63)
+    check_range("--variants", settings.variants, 2, 10**6)
+    check_range("--neighbours", settings.neighbours, 3, 10**6)
+    for name in ("layers", "rank", "epochs", "batch_size", "max_new_tokens"):
+        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
+    for name, high in (("learning_rate", 1.0), ("temperature", 100.0), ("top_p", 1.0)):
+        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 0, high, open_low=True)
+    if not settings.emotions:
+        raise InputError("--emotions: name at least one emotion, or all")
+    for emotion in settings.emotions:
+        check_name("--emotions", emotion, [*EMOTIONS, "all"])
+    if settings.target_text is not None and settings.target_emotions is not None:
+        raise InputError("--target-text and --target-emotions: give one of them")
+    if settings.target_text is not None and not settings.target_text.strip():
+        raise InputError("--target-text: is empty")
+    if settings.target_emotions is not None:
+        parse_mixture(settings.target_emotions)
+    part_sizes(settings.neighbours, settings.generations, settings.variants)
+
+
+def target_names(settings: Settings) -> list[str]:
+    """The targets asked for, emotions in GoEmotions order."""
+    if settings.target_text is not None:
+        return [f'"{settings.target_text}"']
+    if settings.target_emotions is not None:
+        return [settings.target_emotions]
+    return [emotion for emotion in EMOTIONS if {emotion, "all"} & set(settings.emotions)]
