@@ -7,6 +7,7 @@ SamLowe/roberta-base-go_emotions, and the embedded mapper, all-MiniLM-L6-v2 with
 
 import hashlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -186,7 +187,8 @@ def _load_embedded(folder: Path, device: str) -> Mapper:
             raise InputError(f"mapper {folder}: {path.name} is missing; restore it or run train_mapper.py")
     encoder_folder = wheel_folder(MINILM_WHEEL)
     encoder, tokenize = load_encoder(encoder_folder)
-    with _loading(folder):
+    with _loading(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about renamed methods between peft and transformers
         saved = load_file(files[0])
         adapted = PeftModel.from_pretrained(encoder, str(folder))
         if saved.keys() != get_peft_model_state_dict(adapted, save_embedding_layers=False).keys():

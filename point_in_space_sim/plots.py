@@ -121,11 +121,10 @@ def single_against_multi_figure(summary: pd.DataFrame) -> Figure:
                       linewidth=1.2, label=f"{LONG[protocol].partition(':')[0]}, ours")  # fmt: skip
     left.scatter(table["neighbourhood_distance"], rows, marker="|", s=60, color="#555555",
                  label="neighbourhood's own mean")  # fmt: skip
-    for protocol, value in (("single", PUBLISHED_SINGLE), ("multi", PUBLISHED_MULTI)):
-        ours = summary[f"{protocol}_distance"].mean()
+    for protocol, value, shift in (("single", PUBLISHED_SINGLE, 0.12), ("multi", PUBLISHED_MULTI, -0.12)):
         if len(summary) > 1:
-            left.plot(ours, mean_at + (0.12 if protocol == "single" else -0.12), MARKER[protocol], markersize=6,
-                      color=COLOUR[protocol])  # fmt: skip
+            _mean_over_targets(left, summary[f"{protocol}_distance"], mean_at + shift, MARKER[protocol],
+                               COLOUR[protocol])  # fmt: skip
         left.plot(value, mean_at, MARKER[protocol], markersize=7, markerfacecolor="none", color=COLOUR[protocol],
                   label=f"{LONG[protocol].partition(':')[0]}, {PUBLISHED}")  # fmt: skip
     errors = _errors(table["reduction_percent"], table["reduction_low"], table["reduction_high"])
@@ -137,7 +136,7 @@ def single_against_multi_figure(summary: pd.DataFrame) -> Figure:
     right.plot([value for _, value in published], [row for row, _ in published], "D", markersize=6,
                markerfacecolor="none", color=COLOURS[5], label=f"reduction, {PUBLISHED}")  # fmt: skip
     if len(summary) > 1:
-        right.plot(summary["reduction_percent"].mean(), mean_at, "o", color="black", markersize=6)
+        _mean_over_targets(right, summary["reduction_percent"], mean_at, "o", "black")
     right.axvline(0, color="black", linewidth=0.8)
     left.set_yticks([*rows, mean_at], [*map(_short, table["emotion"]), f"mean of {len(table)} (published: of 28)"])
     left.get_yticklabels()[-1].set_fontweight("bold")
@@ -154,6 +153,11 @@ def single_against_multi_figure(summary: pd.DataFrame) -> Figure:
     figure.legend([handles[label] for label in order], order, loc="outside upper center", ncols=2, fontsize=7,
                   title="bars: 95 % intervals", title_fontsize=7)  # fmt: skip
     return figure
+
+
+def _mean_over_targets(axes: Axes, values: pd.Series, at: float, marker: str, color: str) -> None:
+    mean, low, high = map(float, mean_interval(values.to_numpy()))
+    axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], fmt=marker, color=color, markersize=5.5, linewidth=1.5)
 
 
 def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Figure:
@@ -228,9 +232,7 @@ def controls_figure(summary: pd.DataFrame) -> Figure:
         axes.errorbar(table[column], rows, xerr=errors, fmt=MARKER[other], color=COLOUR[other], markersize=4.5,
                       linewidth=1.2)  # fmt: skip
         if len(table) > 1:
-            mean, low, high = mean_interval(table[column].to_numpy())
-            axes.errorbar(mean, len(table), xerr=[[mean - low], [high - mean]], fmt=MARKER[other], color="black",
-                          markersize=5.5, linewidth=1.5)  # fmt: skip
+            _mean_over_targets(axes, table[column], len(table), MARKER[other], "black")
             axes.axhline(len(table) - 0.5, color="#999999", linewidth=0.6)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title(f"multi minus\n{title}")

@@ -109,14 +109,14 @@ def main(settings: Settings) -> None:
     from point_in_space_sim.assets import cache_folder
     from point_in_space_sim.base_model import pick_device
     from point_in_space_sim.corpus import load_corpus
-    from point_in_space_sim.mapper import ROBERTA, map_texts
+    from point_in_space_sim.mapper import load_mapper, map_texts
     from point_in_space_sim.results import answer_in_words
     from point_in_space_sim.target import find_neighbourhood
-    from point_in_space_sim.workshop import Workshop, cached_base_model, cached_mapper, return_memory
+    from point_in_space_sim.workshop import Workshop, cached_base_model, return_memory
 
     corpus = load_corpus(settings.corpus)
     device = str(pick_device(settings.device))
-    mapper = cached_mapper(settings.mapper, device)
+    mapper = load_mapper(settings.mapper, device)
     vectors = map_texts(mapper, corpus.texts, cache_folder() / "vectors")
     neighbourhoods = [find_neighbourhood(target, vectors, settings.neighbours)
                       for target in targets(settings, corpus, mapper, vectors)]  # fmt: skip
@@ -132,8 +132,6 @@ def main(settings: Settings) -> None:
     }  # fmt: skip
     workshop = Workshop(
         base_model=settings.base_model,
-        # What auto came to here, so that no worker asks the hub again.
-        mapper=("roberta" if mapper.name == ROBERTA else "embedded") if settings.mapper == "auto" else settings.mapper,
         device=device, tuning=tuning, sampling=sampling, samples=settings.samples,
         parts=Path(), adapters=Path(), prefix="",
     )  # fmt: skip
@@ -169,6 +167,7 @@ def play_all(
 
     from experiment.run_folder import shared_path
     from point_in_space_sim import results
+    from point_in_space_sim.mapper import ROBERTA
     from point_in_space_sim.protocols import Game, play
     from point_in_space_sim.workshop import discard_weights, fulfil_requests, planned_cost
 
@@ -197,7 +196,7 @@ def play_all(
             own = replace(workshop, parts=run.part_path(name), adapters=run.path / "adapters", prefix=name)
             # More workers than a step has models would only take memory.
             jobs = min(settings.jobs, most_at_once(settings))
-            drawn = play(game, partial(fulfil_requests, own, game, jobs, progress))
+            drawn = play(game, partial(fulfil_requests, own, game, mapper, jobs, progress))
             write_training(drawn, run.path / "training", name)
             discard_weights(own)
             comments.append(results.comment_table(game.target, game.seed, drawn))
@@ -205,7 +204,9 @@ def play_all(
             # What was done before, and what protocols happened to share.
             progress.update(cost * done - progress.n)
     nearby += [results.neighbourhood_table(n, corpus.texts, vectors) for n in missing]
-    sources = {"base_model": workshop.base_model, "mapper": workshop.mapper, "corpus": settings.corpus}
+    # What auto came to.
+    own_mapper = {"auto": "roberta" if mapper.name == ROBERTA else "embedded"}.get(settings.mapper, settings.mapper)
+    sources = {"base_model": workshop.base_model, "mapper": own_mapper, "corpus": settings.corpus}
     sources = {name: shared_path(Path(source)) if Path(source).exists() else source
                for name, source in sources.items()}  # fmt: skip
     return write_results(run, workshop, [*held, *names], comments, draws, nearby, mapper.name, sources)

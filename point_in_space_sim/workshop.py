@@ -5,7 +5,6 @@ import gc
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -30,7 +29,7 @@ from point_in_space_sim.fine_tuning import (
     save_adapter,
     tune,
 )
-from point_in_space_sim.mapper import Mapper, load_mapper
+from point_in_space_sim.mapper import Mapper
 from point_in_space_sim.protocols import Averaged, Batch, Drawn, Game, Model, Request, Texts, Tuned, name_of
 from point_in_space_sim.sampling import sample_comments
 from point_in_space_sim.settings import SamplingSettings, TuningSettings
@@ -39,13 +38,14 @@ from point_in_space_sim.target import distances_to, planned_work
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+_glibc = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim") else None
+
 
 @dataclass(frozen=True)
 class Workshop:
     """All that a worker process needs to make models and draw samples, and the folders where they go."""
 
     base_model: str
-    mapper: str
     device: str
     tuning: TuningSettings
     sampling: SamplingSettings
@@ -59,9 +59,12 @@ class Workshop:
 
 
 def fulfil_requests(
-    workshop: Workshop, game: Game, jobs: int, progress: "tqdm[None]", requests: list[Request]
+    workshop: Workshop, game: Game, mapper: Mapper, jobs: int, progress: "tqdm[None]", requests: list[Request]
 ) -> Drawn:
-    """Makes what is not yet on disk, several models at once, and reads the samples."""
+    """Makes what is not yet on disk, several models at once, and maps the samples.
+
+    They are mapped here, so that no worker holds a mapper, and by one thread, as models are made (see carry_out).
+    """
     costs = {name_of(request.model): request_cost(request, workshop) for request in requests
              if not _is_done(workshop, request)}  # fmt: skip
     missing = [request for request in requests if name_of(request.model) in costs]
@@ -73,12 +76,17 @@ def fulfil_requests(
     for request, _ in zip(missing, finished, strict=True):
         progress.update(costs[name_of(request.model)])
     drawn: dict[tuple[str, int], Batch] = {}
+    torch.set_num_threads(1)
     for request in requests:
         for sample in request.samples:
-            arrays = load_arrays(_sample_path(workshop, request.model, sample))
+            path = _sample_path(workshop, request.model, sample)
+            arrays = load_arrays(path)
             assert arrays is not None, "a finished sample is on disk"
-            distances = distances_to(game.centroid, arrays["vectors"])
             texts = tuple(map(str, arrays["texts"]))
+            if "vectors" not in arrays:
+                arrays["vectors"] = mapper(texts)
+                save_arrays(path, arrays)
+            distances = distances_to(game.centroid, arrays["vectors"])
             drawn[name_of(request.model), sample] = Batch(texts, arrays["vectors"], distances, float(arrays["broken"]))
     return drawn
 
@@ -98,22 +106,21 @@ def planned_cost(game: Game, workshop: Workshop) -> float:
 
 
 def carry_out(workshop: Workshop, neighbourhood: Texts, task: tuple[str, Request]) -> None:
-    """Makes one model, draws its samples, maps them and keeps it; each on disk as soon as it is finished.
+    """Makes one model, draws its samples and keeps it; each on disk as soon as it is finished.
 
     On a CPU a model is made by one thread: sums come in the same order whatever --jobs is, and several models at once
     use the cores better than one on all of them.
     """
     device, request = task
     torch.set_num_threads(1)
+    return_large_memory_at_once()
     base = cached_base_model(workshop.base_model, device)
     adapter = _obtain(workshop, neighbourhood, base, request.model)
     for sample in request.samples:
         path = _sample_path(workshop, request.model, sample)
         if load_arrays(path) is None:
             samples = sample_comments(base, workshop.samples, sample, workshop.sampling, adapter)
-            vectors = cached_mapper(workshop.mapper, device)(samples.texts)
-            save_arrays(path, {"texts": np.array(samples.texts, dtype=str), "vectors": vectors,
-                               "broken": np.array(samples.broken)})  # fmt: skip
+            save_arrays(path, {"texts": np.array(samples.texts, dtype=str), "broken": np.array(samples.broken)})
     for name in request.keep_as:
         if not workshop.kept(name).exists():
             assert adapter is not None, "the base model is not kept"
@@ -121,13 +128,26 @@ def carry_out(workshop: Workshop, neighbourhood: Texts, task: tuple[str, Request
     return_memory()
 
 
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # malloc.h
+LARGE = 2 << 20  # bytes
+
+
+def return_large_memory_at_once() -> None:
+    """Has glibc take large blocks from the system and give them back when they are freed.
+
+    Left to itself it raises the size from which it does so to the largest block that was ever freed, and hundreds of
+    megabytes stay in holes between smaller ones.
+    """
+    if _glibc is not None:
+        _glibc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        _glibc.mallopt(M_TRIM_THRESHOLD, LARGE)
+
+
 def return_memory() -> None:
-    """Gives freed memory back to the system, which glibc does not do by itself: gigabytes over many models."""
+    """Gives freed memory of any size back to the system."""
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    if _glibc is not None:
+        _glibc.malloc_trim(0)
 
 
 def _obtain(workshop: Workshop, neighbourhood: Texts, base: BaseModel, model: Model) -> Adapter | None:
@@ -189,13 +209,6 @@ def _save_folder(path: Path, scratch: Path, write: Callable[[Path], None]) -> No
 @lru_cache(maxsize=4)
 def cached_base_model(name: str, device: str) -> BaseModel:
     return load_base_model(name, device)
-
-
-@lru_cache(maxsize=4)
-def cached_mapper(name: str, device: str) -> Mapper:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about renamed methods between peft and transformers
-        return load_mapper(name, device)
 
 
 @lru_cache(maxsize=1)
