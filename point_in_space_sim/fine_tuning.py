@@ -331,6 +331,12 @@ def save_adapter(adapter: Adapter, folder: str | Path, base: BaseModel) -> None:
     # The name of the base model, not the folder that it was read from: adapters are shared between machines.
     config = replace(adapter.lora_config, base_model_name_or_path=base.name, inference_mode=True)
     config.save_pretrained(str(folder))
+    # peft keeps the modules' names as a set, whose order differs from process to process.
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content["target_modules"], list):
+        content["target_modules"].sort()
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_adapter(folder: str | Path) -> Adapter:

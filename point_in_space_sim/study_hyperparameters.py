@@ -49,13 +49,13 @@ class Settings:
     """As for run.py."""
     base_model: str = "smollm2-135m"
     """As for run.py."""
-    seeds: int = 1
+    seeds: int = 3
     """Trials of each setting and emotion."""
     comments: int = 33
     """How many nearest comments a trial tunes on."""
     samples: int = 50
     """Comments sampled a trial."""
-    jobs: int = 1
+    jobs: int = 2
     """Trials at once; one thread each where there are several."""
 
 
