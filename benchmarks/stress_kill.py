@@ -30,7 +30,7 @@ from experiment.command_line import run_script  # noqa: E402
 
 COMPARED = ("*.csv", "adapters/**/*.safetensors", "training/*.jsonl")
 GROUPING = (
-    "--num-users 12 --num-groups 3 --num-rounds 40 --num-runs 30 --kernel-runs 0 --grouping random epsilon_greedy "
+    "--num-users 12 --num-groups 3 --num-rounds 150 --num-runs 40 --kernel-runs 0 --grouping random epsilon_greedy "
     "--metric l1 --scoring attributed"
 ).split()
 POINT = (

@@ -49,7 +49,7 @@ class Settings:
     """As for run.py."""
     base_model: str = "smollm2-135m"
     """As for run.py."""
-    seeds: int = 3
+    seeds: int = 2
     """Trials of each setting and emotion."""
     comments: int = 33
     """How many nearest comments a trial tunes on."""

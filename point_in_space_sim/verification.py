@@ -95,11 +95,13 @@ def check_kept(generations: pd.DataFrame) -> list[str]:
 
 
 def check_adapters(folder: Path, generations: pd.DataFrame, record: dict[str, Any]) -> list[str]:
-    """Every kept model is there, in safetensors, and holds finite numbers."""
+    """Every kept model is there, in safetensors, and holds finite numbers; unless all were left out of the folder."""
     import torch
     from safetensors import SafetensorError, safe_open
 
-    differences = []
+    differences: list[str] = []
+    if not (folder / "adapters").exists():
+        return differences
     report = generations[(generations["role"] == "report") & (generations["protocol"] != "base")]
     for row in report.itertuples():
         path = folder / "adapters" / f"{slug(row.emotion)}-seed-{row.seed}-{row.protocol}-{row.generation}"

@@ -8,6 +8,7 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -347,6 +348,18 @@ def test_page_in_a_real_browser(browser, folder, width, dark):
     assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 7  # WCAG 2.2, 1.4.6
     picture = base64.b64decode(browser.screenshot())
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_no_serious_barriers(browser, folder, dark):
+    axe_core = pytest.importorskip("axe_core_python", reason="pip install -r requirements-dev.txt")
+    axe = (Path(axe_core.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    browser.emulate(width=1280, dark=dark)
+    browser.open(folder / "report.html")
+    found = browser.run(f"{axe}; return axe.run()")
+    assert len(found["passes"]) > 20
+    serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+    assert not [(one["id"], one["nodes"][0]["html"]) for one in serious]
 
 
 def luminance(colour):

@@ -150,6 +150,15 @@ def test_bytes_and_files_that_are_not_the_runs(copy, capsys):
     assert verify_run(folder)[0] == [f"{adapter.relative_to(folder)}: is gone"]
 
 
+def test_tables_can_be_handed_on_without_the_adapters(copy):
+    folder = copy("point")
+    count = len(list(folder.glob("adapters/**/*.safetensors")))
+    shutil.rmtree(folder / "adapters")
+    differences, unchecked = verify_run(folder)
+    assert differences == []
+    assert unchecked[0] == f"adapters: {count} files are not here"
+
+
 @pytest.mark.parametrize("name, file, told", [
     ("grouping", "matrix.csv", "is not the data of this run"),
     ("point", "corpus.csv", "is not the corpus of this run"),
