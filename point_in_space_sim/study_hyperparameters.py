@@ -50,7 +50,7 @@ class Settings:
     base_model: str = "smollm2-135m"
     """As for run.py."""
     seeds: int = 2
-    """Trials of each setting and emotion."""
+    """Trials of each setting and emotion; trials already in trials.csv are not run again."""
     comments: int = 33
     """How many nearest comments a trial tunes on."""
     samples: int = 50
