@@ -208,7 +208,8 @@ def provenance() -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False) if shutil.which("git") else None
         return done.stdout.strip() if done and done.returncode == 0 else None
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    # What runs write is no change of what makes them.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
     versions: dict[str, str | None] = {}
     for name in packages:
         try:

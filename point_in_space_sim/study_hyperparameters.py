@@ -226,7 +226,7 @@ def draw(trials: pd.DataFrame, best: dict[str, Any], folder: Path) -> None:
     left.axvline(VARIETY, color="grey", lw=0.8, ls="--", label="least variety")
     left.set(xlabel="word pairs' variety (training comments: 1)", ylabel="mean distance to the centroid",
              title=f"mean of {' and '.join(CHOSEN_ON)}; bars: one standard error")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.12, 1.0))
 
     checked = trials[(trials[[n for n in best if n != "epochs"]] == pd.Series(best).drop("epochs")).all(axis=1)]
     for offset, (epochs, label) in enumerate(((0, "base model"), (best["epochs"], "tuned on 33"))):
@@ -236,8 +236,10 @@ def draw(trials: pd.DataFrame, best: dict[str, Any], folder: Path) -> None:
     own = trials.groupby("emotion").neighbourhood_distance.mean()[emotions]
     right.plot(own, range(len(emotions)), "|", ms=12, color="black", label="the neighbourhood itself")
     right.set(yticks=range(len(emotions)), yticklabels=emotions, xlabel="mean distance to the centroid", xlim=(0, None),
-              title=trials.mapper.iloc[0])
-    right.legend(fontsize=7)
+              ylim=(-0.5, len(emotions) + 1.2))
+    right.set_title("the choice, on each emotion")
+    right.annotate(f"mapper {trials.mapper.iloc[0]}", (1, -0.2), xycoords="axes fraction", ha="right", fontsize=6)
+    right.legend(fontsize=7, loc="upper left")
     save_figure(figure, folder, "hyperparameters")
 
 
