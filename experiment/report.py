@@ -96,12 +96,15 @@ class Page:
     files: Sequence[tuple[str, str]] = ()
 
 
-def finish_with_report(run: RunFolder, page: Page, **facts: Any) -> None:
-    """Writes report.html, then run.json (the mark of a complete run), then the index where the run lies in results/."""
+def finish_with_report(run: RunFolder, page: Page, parts: Sequence[str] | None = None, **facts: Any) -> None:
+    """Writes report.html, then run.json (the mark of a complete run), then the index where the run lies in results/.
+
+    parts: those that the run took in, by default all. facts: for run.json.
+    """
     with run.stage("report"):
         record = {**run.identity, **facts, **provenance(), "outputs_sha256": output_hashes(run.path)}
         write_page(run.path / "report.html", report_html(run.path, page, record))
-    run.finish(**{"experiment": page.experiment, "answer_in_words": " ".join(page.answer), **facts})
+    run.finish(parts, **{"experiment": page.experiment, "answer_in_words": " ".join(page.answer), **facts})
     if run.path.resolve().is_relative_to(RESULTS):
         write_page(RESULTS / "index.html", index_html(RESULTS))
 
@@ -303,24 +306,31 @@ def _samples(samples: Mapping[str, Sequence[Sample]], note: str) -> str:
 
 
 def _reproduction(page: Page, record: Mapping[str, Any]) -> str:
-    command = " ".join(shlex.quote(word) for word in own_arguments(record["command"][1:]))
     lines = [f"git checkout {record['git_commit']}"] if record.get("git_commit") else []
-    lines += ["pip install -r requirements.txt", f"python {page.experiment}/run.py {command}".strip()]
+    lines.append("pip install -r requirements.txt")
+    # Several, where targets were added.
+    for command in [*record.get("earlier_commands", []), record["command"]]:
+        arguments = " ".join(shlex.quote(word) for word in own_arguments(command[1:]))
+        lines.append(f"python {page.experiment}/run.py {arguments}".strip())
+    lines = list(dict.fromkeys(lines))
     versions = {"python": record["python"], **{k: v for k, v in record["packages"].items() if v is not None}}
     hashes: dict[str, str] = {}
     for key, value in record.items():
         if key.endswith("sha256"):
             hashes |= {f"{key}: {name}": str(one) for name, one in value.items()} if isinstance(value, dict) else {
                 key: str(value)}  # fmt: skip
-    skipped = {"python", "packages", "command", "git_commit", "git_dirty", "machine", "answer", *hashes}
+    skipped = {"python", "packages", "command", "earlier_commands", "git_commit", "earlier_commits", "git_dirty",
+               "machine", "answer", *hashes}  # fmt: skip
     settings = {key: _plain(value) for key, value in record.items()
                 if key not in skipped and not key.endswith("sha256")}  # fmt: skip
     machine = record["machine"]
     where = f"{machine['system']} on {machine['architecture']}, {machine['cores']} cores"
     dirty = " That commit had changes that were not committed." if record.get("git_dirty") else ""
+    if earlier := record.get("earlier_commits"):
+        dirty += f" Begun at commit {', '.join(str(commit)[:10] for commit in earlier)}."
     files = "".join(f'<li><a href="{href(name)}">{text(name)}</a>: {text(what)}</li>' for name, what in page.files)
     return "\n".join([
-        f"<p>Commit {text(_commit(record))}, made on {text(where)}.{dirty} The results follow from the settings, the "
+        f"<p>Commit {text(_commit(record))}, made on {text(where)}.{text(dirty)} The results follow from the settings, the "
         "seed and the hashed inputs; how many processes work at once does not matter.</p>",
         f"<pre>{text(chr(10).join(lines))}</pre>",
         _facts("Settings", "Every setting that decides the results.", ("setting", "value"), settings),

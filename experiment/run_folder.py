@@ -3,6 +3,7 @@
 A run's work is cut into parts. A part is saved when it is finished, so that a killed run goes on from there.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -28,17 +29,23 @@ from experiment.files import replace_atomically, sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ".parts"
+IDENTITY, SESSIONS = "identity.json", "sessions.json"
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass
 class RunFolder:
-    """An open run. `identity` holds all that decides the run's results; `stages` collects seconds by stage."""
+    """An open run. `identity` holds all that decides the run's results.
+
+    What is known of every process that worked on it, also of those that were interrupted: `stages`, the seconds by
+    stage (a killed process's last one is lost), and `commits`.
+    """
 
     path: Path
     identity: dict[str, Any]
     finished: bool
     stages: dict[str, float] = field(default_factory=dict)
+    commits: list[str | None] = field(default_factory=list)
 
     def part_path(self, name: str) -> Path:
         return self.path / PARTS / name
@@ -47,8 +54,11 @@ class RunFolder:
     def stage(self, name: str) -> Iterator[None]:
         """Adds the seconds spent inside to run.json's `seconds`."""
         start = time.perf_counter()
-        yield
-        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - start
+            self.write_json(f"{PARTS}/{SESSIONS}", {"seconds": self.stages, "commits": self.commits})
 
     def write_json(self, name: str, content: Any) -> None:
         with replace_atomically(self.path / name) as temporary:
@@ -56,8 +66,8 @@ class RunFolder:
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    def finish(self, **facts: Any) -> None:
-        """Writes run.json, the mark of a complete run, and removes the parts.
+    def finish(self, parts: Sequence[str] | None = None, **facts: Any) -> None:
+        """Writes run.json, the mark of a complete run, and removes the named parts that it took in, by default all.
 
         Among the facts, `experiment` names the package whose module `verification` can check the run.
         """
@@ -65,11 +75,20 @@ class RunFolder:
             **self.identity,
             **facts,
             **provenance(),
+            "earlier_commits": self.commits[:-1],
             "seconds": {name: round(seconds, 2) for name, seconds in self.stages.items()},
             "outputs_sha256": output_hashes(self.path),
         }
         self.write_json("run.json", record)
-        shutil.rmtree(self.path / PARTS, ignore_errors=True)
+        self.remove_parts(parts)
+
+    def remove_parts(self, names: Sequence[str] | None = None) -> None:
+        """The named folders of parts, by default all; what another, interrupted command of this run made stays."""
+        place = self.path / PARTS
+        for name in names or ():
+            shutil.rmtree(place / name, ignore_errors=True)
+        if names is None or (place.is_dir() and {path.name for path in place.iterdir()} <= {IDENTITY, SESSIONS}):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def output_hashes(folder: Path) -> dict[str, str]:
@@ -127,13 +146,13 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
                 for name in names:
                     if name.startswith(".") and ".tmp" in name:
                         (Path(place) / name).unlink(missing_ok=True)
-            run = RunFolder(path, identity, finished)
+            run = RunFolder(path, identity, finished, *_sessions(path))
             if not finished:
-                run.write_json(f"{PARTS}/identity.json", identity)
+                run.write_json(f"{PARTS}/{IDENTITY}", identity)
             try:
                 yield run
             except InputError:  # found out late, such as a cluster that does not answer: a run that did not begin
-                if {child.name for child in path.rglob("*")} == {".lock", PARTS, "identity.json"}:
+                if {child.name for child in path.rglob("*")} <= {".lock", PARTS, IDENTITY, SESSIONS}:
                     shutil.rmtree(path / PARTS)
                 raise
         finally:
@@ -142,8 +161,22 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
                 path.rmdir()
 
 
+def _sessions(path: Path) -> tuple[dict[str, float], list[str | None]]:
+    """(seconds by stage, commits) of the processes that worked on the run so far, this one's commit the last."""
+    stages: dict[str, float] = {}
+    commits: list[str | None] = []
+    for name in (f"{PARTS}/{SESSIONS}", "run.json"):  # the latter where something is added to a finished run
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            held = json.loads((path / name).read_text(encoding="utf-8"))
+            stages = dict(held["seconds"])
+            commits = list(held["commits"]) if "commits" in held else [*held["earlier_commits"], held["git_commit"]]
+            break
+    commit = _git("rev-parse", "HEAD")
+    return stages, [*(known for known in commits if known != commit), commit]
+
+
 def _held_identity(path: Path) -> dict[str, Any] | None:
-    for name in ("run.json", f"{PARTS}/identity.json"):
+    for name in ("run.json", f"{PARTS}/{IDENTITY}"):
         if (path / name).exists():
             try:
                 return dict(json.loads((path / name).read_text(encoding="utf-8")))
@@ -160,7 +193,7 @@ def _clear(path: Path) -> None:
     children = [child for child in path.iterdir() if child.name not in (".lock", PARTS)]
     if children and _held_identity(path) is None:
         raise InputError(f"{path}: holds other files ({children[0].name}) and no run; --overwrite replaces runs only")
-    identity = path / PARTS / "identity.json"
+    identity = path / PARTS / IDENTITY
     if (path / "run.json").exists():
         identity.parent.mkdir(exist_ok=True)
         (path / "run.json").replace(identity)
@@ -203,13 +236,8 @@ def provenance() -> dict[str, Any]:
         *("torch", "transformers", "peft", "safetensors", "tokenizers", "gguf"),
     )
 
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(ROOT), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False) if shutil.which("git") else None
-        return done.stdout.strip() if done and done.returncode == 0 else None
-
     # What runs write is no change of what makes them.
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
     versions: dict[str, str | None] = {}
     for name in packages:
         try:
@@ -219,7 +247,7 @@ def provenance() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": versions,
-        "git_commit": git("rev-parse", "HEAD"),
+        "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if changed is None else bool(changed),
         "machine": {
             "system": platform.system(),
@@ -229,6 +257,12 @@ def provenance() -> dict[str, Any]:
         },
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    return done.stdout.strip() if done and done.returncode == 0 else None
 
 
 def _processor() -> str | None:

@@ -44,9 +44,15 @@ class FrozenActivations:
     comments: dict[str, torch.Tensor]  # text -> (tokens, width), the comment's own tokens without the end token
 
 
+MAX_TOKENS = 256
+"""Longer comments are cut, without an end: the mapper reads no more, and attention's memory grows with the square."""
+
+
 def encode_comment(base: BaseModel, text: str) -> list[int]:
-    """The tokens the model is to write for a comment: its own and the end token."""
-    return [*base.tokenizer(text, add_special_tokens=False)["input_ids"], base.tokenizer.eos_token_id]
+    """The tokens the model is to write for a comment: its own and the end token, the first MAX_TOKENS of them."""
+    # A character beyond this many a token would be cut anyway, and tokenizers take long over huge texts.
+    tokens = base.tokenizer(text[: 64 * MAX_TOKENS], add_special_tokens=False)["input_ids"]
+    return [*tokens, base.tokenizer.eos_token_id][:MAX_TOKENS]
 
 
 def first_tuned_layer(base: BaseModel, settings: TuningSettings) -> int:
@@ -207,9 +213,9 @@ def _trainable(base: BaseModel, settings: TuningSettings, start: Adapter | None,
         torch.manual_seed(seed)
         warnings.simplefilter("ignore")  # about renamed methods between peft and transformers
         peft_model = get_peft_model(base.model, config)
-    if start:
-        set_peft_model_state_dict(peft_model, start.weights)
     try:
+        if start:
+            set_peft_model_state_dict(peft_model, start.weights)
         yield ([parameter for parameter in peft_model.parameters() if parameter.requires_grad],
                lambda: Adapter({name: weight.detach().cpu().clone()
                                 for name, weight in get_peft_model_state_dict(peft_model).items()}, config))
@@ -346,6 +352,8 @@ def load_adapter(folder: str | Path) -> Adapter:
     try:
         config = LoraConfig.from_pretrained(str(folder))
         return Adapter(load_file(Path(folder) / "adapter_model.safetensors"), replace(config, inference_mode=False))
+    except MemoryError:
+        raise
     except Exception as error:  # peft, json and safetensors raise many types for a damaged folder
         raise InputError(f"cannot read an adapter from {folder}: {str(error).strip().splitlines()[0]}") from error
 

@@ -54,7 +54,7 @@ def write_figures(
         "selection": selection_figure(generations),
     }
     for name, figure in figures.items():
-        figure.supxlabel(caption, fontsize=6.5, color="#555555", x=0.995, ha="right")
+        figure.supxlabel(_plain(caption), fontsize=6.5, color="#555555", x=0.995, ha="right")
         save_figure(figure, folder, name)
     with replace_atomically(folder / "comments.md") as temporary:
         temporary.write_text(comments_page(comments, neighbourhoods, caption), encoding="utf-8")
@@ -279,7 +279,7 @@ def comments_page(comments: pd.DataFrame, neighbourhoods: pd.DataFrame, caption:
     sizes = _sizes(comments, neighbourhoods)
     report = comments[(comments["role"] == "report") & (comments["seed"] == comments["seed"].min())]
     for emotion, own in report.groupby("emotion", sort=False):
-        lines.append(f"## {emotion}")
+        lines.append(f"## {_escape(str(emotion))}")
         place = neighbourhoods[neighbourhoods["emotion"] == emotion]
         lines += _comment_list(f"Target, and {COMMENTS_SHOWN - 1} nearest of its neighbourhood", place)
         last = own.groupby("protocol")["generation"].max()
@@ -349,4 +349,9 @@ def _errors(values: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
 
 
 def _short(name: str) -> str:
-    return textwrap.shorten(name, 28, placeholder=" ...")
+    return _plain(textwrap.shorten(name, 28, placeholder=" ..."))
+
+
+def _plain(text: str) -> str:
+    """Without mathematics: matplotlib takes what stands between two dollar signs for a formula."""
+    return text.replace("$", r"\$")

@@ -15,7 +15,8 @@ FIGURES = (
         "single_against_multi", "One model against competing variants",
         "Left: mean distance of fresh comments to the neighbourhood's centroid, one model tuned on all neighbours "
         "against the last winner of the competition. Right: by how much competition reduces it. Bars: 95 % bootstrap "
-        "intervals over seeds and comments. Open marks: what the study published, with another base model and mapper.",
+        "intervals over comments and, where there are several, seeds; of the mean, Student's over targets. Open marks: "
+        "what the study published, with another base model and mapper.",
         "Dot plot of the mean distance with one model and with competing variants for each target, and of the "
         "reduction in per cent.",
     ),
@@ -98,7 +99,9 @@ def answer(summary: pd.DataFrame) -> list[str]:
                   f"{column.removesuffix('_percent')}_high") if len(summary) == 1 else _estimate(means, column)
         for column in ("reduction_percent", "multi_minus_sequential", "multi_minus_averaged")
     )  # fmt: skip
-    units = "seeds and comments" if len(summary) == 1 else "targets"
+    units = "targets"
+    if len(summary) == 1:
+        units = "seeds and comments" if summary["seeds"].iloc[0] > 1 else "comments, one seed"
     compared = "closer than" if reduction.low > 0 else "less close than" if reduction.high < 0 else (
         "neither clearly closer nor clearly farther than")  # fmt: skip
     on = summary["emotion"].iloc[0] if len(summary) == 1 else f"{len(summary)} targets"
@@ -143,8 +146,8 @@ def summary_table(summary: pd.DataFrame) -> Table:
                "fresh − choosing sample", "neighbourhood"]  # fmt: skip
     caption = (
         "Mean distance of fresh comments to the centroid, last model of each protocol. sequential: a random part, no "
-        "competition; averaged: the variants' adapters averaged. 95 % bootstrap intervals over seeds and comments; "
-        "differences are paired."
+        "competition; averaged: the variants' adapters averaged, brought back to the same rank. 95 % bootstrap "
+        "intervals over comments and, where there are several, seeds; differences are paired."
     )
     return Table("Targets", caption, columns, rows, "summary.csv")
 

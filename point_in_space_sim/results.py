@@ -72,15 +72,17 @@ def generation_table(comments: pd.DataFrame, draws: pd.DataFrame, neighbourhoods
     neighbourhood's, word for word.
     """
     groups = dict(list(comments.groupby(MODEL, sort=False)))
-    centroids = neighbourhoods[neighbourhoods["rank"] > 0].groupby("emotion", sort=False)[list(EMOTIONS)].mean()
-    known = {emotion: set(own["text"]) for emotion, own in neighbourhoods.groupby("emotion")}
+    near = neighbourhoods[neighbourhoods["rank"] > 0]
+    centroids = near.groupby("emotion", sort=False)[list(EMOTIONS)].mean()
+    # Samples have single spaces.
+    known = {emotion: {" ".join(text.split()) for text in own["text"]} for emotion, own in near.groupby("emotion")}
     rows = []
     for row in draws.to_dict("records"):
         key = tuple(row[column] for column in MODEL)
         sample = groups[key]
         distances = sample["distance"].to_numpy()
         generator = np.random.default_rng(derived_seed(row["seed"], "interval", *map(str, key)))
-        low, high = interval(bootstrap(distances[None], generator).mean(axis=(1, 2)))
+        low, high = interval(resampled_means(distances[None], *bootstrap_indices((1, len(distances)), generator)))
         centre = sample[list(EMOTIONS)].mean() - centroids.loc[row["emotion"]]
         rows.append({
             **{column: row[column] for column in [*MODEL, "training_comments"]},
@@ -92,26 +94,33 @@ def generation_table(comments: pd.DataFrame, draws: pd.DataFrame, neighbourhoods
     return pd.DataFrame(rows).round(6)
 
 
-def bootstrap(values: np.ndarray, generator: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
-    """Resampled values (resamples, seeds, n) of values (seeds, n): seeds drawn with replacement, then their comments.
+def bootstrap_indices(shape: tuple[int, ...], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of seeds (RESAMPLES, seeds) and of comments (RESAMPLES, seeds, n) for a two-level bootstrap.
 
-    Use `bootstrap_indices` where several arrays are to be resampled alike.
+    Arrays that are resampled by the same indices are resampled in pairs.
     """
-    seeds, comments = bootstrap_indices(values.shape, generator, resamples)
-    return values[seeds[:, :, None], comments]
+    seeds = generator.integers(shape[0], size=(RESAMPLES, shape[0]))
+    return seeds, generator.integers(shape[1], size=(RESAMPLES, *shape))
 
 
-def bootstrap_indices(
-    shape: tuple[int, ...], generator: np.random.Generator, resamples: int = RESAMPLES
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of seeds (resamples, seeds) and of comments (resamples, seeds, n) for a two-level bootstrap."""
-    seeds = generator.integers(shape[0], size=(resamples, shape[0]))
-    return seeds, generator.integers(shape[1], size=(resamples, *shape))
+def resampled_means(values: np.ndarray, seeds: np.ndarray, comments: np.ndarray) -> np.ndarray:
+    """Means (resamples,) of values (seeds, n) resampled by bootstrap_indices.
+
+    Seeds drawn with replacement from S vary less than the seeds they stand for, by (S - 1) / S: their part of the
+    deviation from the mean is stretched by the root of its inverse (Davison and Hinkley, 1997, section 3.8). With one
+    seed there is none, and the interval is over comments alone.
+    """
+    drawn = values[seeds[:, :, None], comments].mean(axis=(1, 2))
+    if len(values) == 1:
+        return drawn
+    between = values.mean(axis=1)[seeds].mean(axis=1)
+    stretch = np.sqrt(len(values) / (len(values) - 1))
+    return drawn + (stretch - 1) * (between - values.mean())
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of bootstrap values."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of bootstrap values."""
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -141,8 +150,7 @@ def summary_row(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhood
     drawn_seeds, drawn_comments = bootstrap_indices(observed["multi"].shape, generator)
     means = {protocol: values.mean() for protocol, values in observed.items()}
     resampled = {
-        protocol: values[drawn_seeds[:, :, None], drawn_comments].mean(axis=(1, 2))
-        for protocol, values in observed.items()
+        protocol: resampled_means(values, drawn_seeds, drawn_comments) for protocol, values in observed.items()
     }
     row: dict[str, object] = {"emotion": emotion, "seeds": len(seeds)}
 
@@ -155,10 +163,11 @@ def summary_row(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhood
     put("reduction_percent", lambda mean: 100 * (mean["single"] - mean["multi"]) / mean["single"], short="reduction")
     for other in ("single", "sequential", "averaged"):
         put(f"multi_minus_{other}", lambda mean, other=other: mean["multi"] - mean[other])  # type: ignore
-    # The sample that chose the winner, beside the fresh one: independent draws, so not paired.
+    # The sample that chose the winner, beside the fresh one of the same model: comments are not paired, seeds are.
     selection = distances("multi", "selection")
     row["selection_distance"] = selection.mean()
-    difference = resampled["multi"] - bootstrap(selection, generator).mean(axis=(1, 2))
+    _, own_comments = bootstrap_indices(selection.shape, generator)
+    difference = resampled["multi"] - resampled_means(selection, drawn_seeds, own_comments)
     row["fresh_minus_selection"] = means["multi"] - selection.mean()
     row["fresh_minus_selection_low"], row["fresh_minus_selection_high"] = interval(difference)
     row["neighbourhood_distance"] = neighbourhood.loc[neighbourhood["rank"] > 0, "distance"].mean()

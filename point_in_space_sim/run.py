@@ -171,12 +171,15 @@ def play_all(
     from point_in_space_sim.protocols import Game, play
     from point_in_space_sim.workshop import discard_weights, fulfil_requests, planned_cost
 
-    tables = held_tables(run.path) if run.finished else {}
+    tables, earlier_commands = held_tables(run.path) if run.finished else ({}, [])
+    parts = [f"{slug(n.target.name)}-seed-{seed}" for n in neighbourhoods
+             for seed in range(settings.seed, settings.seed + settings.num_seeds)]  # fmt: skip
     held = list(tables["summary"]["emotion"]) if tables else []
     missing = [neighbourhood for neighbourhood in neighbourhoods if neighbourhood.target.name not in held]
     names = [neighbourhood.target.name for neighbourhood in missing]
     if not missing:
         print(f"{', '.join(n.target.name for n in neighbourhoods)}: finished before, nothing to do", flush=True)
+        run.remove_parts(parts)
         return tables["summary"]
     comments, draws = [tables["comments"]] if tables else [], [tables["draws"]] if tables else []
     nearby = [tables["neighbourhoods"]] if tables else []
@@ -186,19 +189,17 @@ def play_all(
         for n in missing for seed in range(settings.seed, settings.seed + settings.num_seeds)
     ]  # fmt: skip
     cost = planned_cost(games[0], workshop)
-    with (
-        run.stage("tuning and sampling"),
-        tqdm(total=round(cost * len(games)), unit=" comments", dynamic_ncols=True, smoothing=0.05) as progress,
-    ):
+    with tqdm(total=round(cost * len(games)), unit=" comments", dynamic_ncols=True, smoothing=0.05) as progress:
         for done, game in enumerate(games, start=1):
             name = f"{slug(game.target)}-seed-{game.seed}"
             progress.set_description(f"{game.target}, seed {game.seed}")
             own = replace(workshop, parts=run.part_path(name), adapters=run.path / "adapters", prefix=name)
             # More workers than a step has models would only take memory.
             jobs = min(settings.jobs, most_at_once(settings))
-            drawn = play(game, partial(fulfil_requests, own, game, mapper, jobs, progress))
-            write_training(drawn, run.path / "training", name)
-            discard_weights(own)
+            with run.stage("tuning and sampling"):
+                drawn = play(game, partial(fulfil_requests, own, game, mapper, jobs, progress))
+                write_training(drawn, run.path / "training", name)
+                discard_weights(own)
             comments.append(results.comment_table(game.target, game.seed, drawn))
             draws.append(results.draw_table(game.target, game.seed, drawn))
             # What was done before, and what protocols happened to share.
@@ -209,19 +210,23 @@ def play_all(
     sources = {"base_model": workshop.base_model, "mapper": own_mapper, "corpus": settings.corpus}
     sources = {name: shared_path(Path(source)) if Path(source).exists() else source
                for name, source in sources.items()}  # fmt: skip
-    return write_results(run, workshop, [*held, *names], comments, draws, nearby, mapper.name, sources)
+    facts = {"sources": sources, "earlier_commands": earlier_commands, "parts": parts}
+    return write_results(run, workshop, [*held, *names], comments, draws, nearby, mapper.name, facts)
 
 
-def held_tables(path: Path) -> "dict[str, pd.DataFrame]":
-    """The tables of a finished run, without rows of a target whose addition was interrupted: run.json comes last."""
+def held_tables(path: Path) -> "tuple[dict[str, pd.DataFrame], list[list[str]]]":
+    """The tables of a finished run, without rows of a target whose addition was interrupted (run.json comes last),
+    and the commands that made it."""
     import json
 
     from point_in_space_sim.results import DRAWS, MODEL, read_csv
 
-    complete = json.loads((path / "run.json").read_text(encoding="utf-8"))["emotions"]
+    record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    complete = record["emotions"]
     tables = {name: read_csv(path / f"{name}.csv") for name in ("comments", "generations", "neighbourhoods", "summary")}
     tables = {name: table[table["emotion"].isin(complete)].reset_index(drop=True) for name, table in tables.items()}
-    return {**tables, "draws": tables["generations"][MODEL + DRAWS]}
+    commands = [*record.get("earlier_commands", []), record["command"]]
+    return {**tables, "draws": tables["generations"][MODEL + DRAWS]}, commands
 
 
 def write_training(drawn: Any, folder: Path, prefix: str) -> None:
@@ -241,7 +246,7 @@ def write_training(drawn: Any, folder: Path, prefix: str) -> None:
 def write_results(
     run: "RunFolder", workshop: "Workshop", names: list[str], comment_tables: "list[pd.DataFrame]",
     draw_tables: "list[pd.DataFrame]", neighbourhood_tables: "list[pd.DataFrame]", mapper: str,
-    sources: dict[str, str],
+    facts: dict[str, Any],
 ) -> "pd.DataFrame":  # fmt: skip
     """All of the run's tables, figures and pages, and run.json last: the mark that they are complete."""
     import pandas as pd
@@ -271,9 +276,7 @@ def write_results(
         plots.write_figures(run.path, comments, generations, neighbourhoods, summary, caption)
     page = report_page(comments, generations, neighbourhoods, summary, Path(workshop.base_model).name, mapper)
     answer = results.overall(summary)
-    finish_with_report(
-        run, page, experiment="point_in_space_sim", emotions=names, answer=answer, sources=sources
-    )  # fmt: skip
+    finish_with_report(run, page, experiment="point_in_space_sim", emotions=names, answer=answer, **facts)
     return summary
 
 

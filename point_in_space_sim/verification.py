@@ -1,6 +1,7 @@
 """Whether a finished run's tables agree with each other, with its adapters and with its corpus and models.
 
-comments.csv and neighbourhoods.csv are the record, with probabilities of four decimals; all else derives from them.
+comments.csv and neighbourhoods.csv are the record, with probabilities of four decimals; all else derives from them,
+but for how many comments a model was tuned on, and the share of broken samples, which the tables say once.
 """
 
 import json
@@ -84,13 +85,16 @@ def check_distances(comments: pd.DataFrame, nearby: pd.DataFrame) -> list[str]:
 
 
 def check_kept(generations: pd.DataFrame) -> list[str]:
-    """The competition keeps the variant with the least mean distance in the sample that chooses."""
+    """The competition keeps and reports the variant with the least mean distance in the sample that chooses."""
     differences = []
     names = ["emotion", "seed", "protocol", "generation"]
     for key, own in generations[generations["role"] == "selection"].groupby(names, sort=False):
         distances = own["mean_distance"]
         if own["kept"].sum() != 1 or distances[own["kept"]].item() > distances.min() + WRITTEN:
             differences.append(f"generations.csv: {_named(names, key)}: kept is not the least distant variant")
+        reported = generations[(generations["role"] == "report") & (generations[names] == list(key)).all(axis=1)]
+        if set(reported["variant"]) != set(own.loc[own["kept"], "variant"]):
+            differences.append(f"generations.csv: {_named(names, key)}: reports another variant than it kept")
     return differences
 
 

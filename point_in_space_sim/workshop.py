@@ -1,6 +1,7 @@
 """How the protocols' models are made: tuned, sampled, mapped and kept, each on disk as soon as it is finished."""
 
 import ctypes
+import errno
 import gc
 import shutil
 import sys
@@ -198,6 +199,8 @@ def _save_folder(path: Path, scratch: Path, write: Callable[[Path], None]) -> No
         write(temporary)
         temporary.chmod(0o755)
         temporary.rename(path)
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(errno.EIO, f"cannot write ({error})", str(path)) from None
     except OSError:
         # Another worker was faster: the same recipe, the same weights.
         if not path.is_dir():

@@ -74,7 +74,9 @@ def test_parts_outlive_an_interruption_and_go_when_the_run_is_finished(tmp_path)
     with pytest.raises(KeyboardInterrupt), opened(folder) as run:
         assert not run.finished
         save_arrays(run.part_path("first.npz"), {"value": np.array(1)})
-        raise KeyboardInterrupt
+        with run.stage("work"):
+            time.sleep(0.03)
+            raise KeyboardInterrupt
     with opened(folder, dict(reversed(IDENTITY.items()))) as run:
         assert not run.finished
         assert load_arrays(run.part_path("first.npz"))["value"] == 1
@@ -87,7 +89,8 @@ def test_parts_outlive_an_interruption_and_go_when_the_run_is_finished(tmp_path)
     assert record["names"] == ["a", "b"]
     assert record["extra"] == "fact"
     assert record["packages"]["numpy"] == np.__version__
-    assert record["seconds"]["work"] >= 0.02
+    assert record["seconds"]["work"] >= 0.02 + 0.03  # of both processes
+    assert record["earlier_commits"] == []
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     assert record["git_commit"] == (head.stdout.strip() or None)
     with opened(folder) as run:

@@ -221,6 +221,15 @@ def test_comments_in_a_pack_do_not_see_each_other(base):
     assert torch.allclose(packed, plain[0, len(base.prompt) :], atol=1e-5)
 
 
+def test_huge_comments_are_cut(base):
+    """To 256 tokens that predict one another and no end; a pack of eight would else take gigabytes."""
+    huge = "so happy " * 50_000
+    tokens = encode_comment(base, huge)
+    assert len(tokens) == 256 and base.tokenizer.eos_token_id not in tokens
+    adapter = tune(base, [huge, "what a day"], TuningSettings(layers=1, rank=2, epochs=1), seed=0)
+    assert all(weight.isfinite().all() for weight in adapter.weights.values())
+
+
 def test_chat_jsonl(tmp_path):
     write_chat_jsonl(["so glad 🎉", 'he said "no"'], tmp_path / "a.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -200,10 +200,11 @@ def test_finished_target_is_not_run_again_and_others_are_added(finished, world, 
 
 
 def test_full_tuning_of_a_text_target(world, monkeypatch, tmp_path):
-    assert run_here(monkeypatch, world, tmp_path / "run", "--target-text", "what a day", "--tuning", "full",
+    text = r"$5 for 10% of $_$ a day"  # no formula, though figures could take it for one
+    assert run_here(monkeypatch, world, tmp_path / "run", "--target-text", text, "--tuning", "full",
                     "--generations", 1, "--variants", 2, "--learning-rate", 1e-3) == 0  # fmt: skip
     summary = read_csv(tmp_path / "run" / "summary.csv")
-    assert summary["emotion"].tolist() == ['"what a day"']
+    assert summary["emotion"].tolist() == [f'"{text}"']
     (kept,) = (tmp_path / "run" / "adapters").glob("*-multi-1")
     workshop.cached_base_model.cache_clear()
     workshop.cached_base_model(str(kept), "cpu")

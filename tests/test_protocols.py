@@ -20,7 +20,7 @@ from point_in_space_sim.protocols import (
     play,
     without,
 )
-from point_in_space_sim.results import bootstrap, generation_table, interval, summary_row
+from point_in_space_sim.results import bootstrap_indices, generation_table, interval, resampled_means, summary_row
 from point_in_space_sim.target import part_sizes
 
 
@@ -159,17 +159,26 @@ def test_merged_requests():
     assert Tuned(("a",), model, 0).name != model.name != Tuned(("a",), None, 1).name
 
 
-def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+@pytest.mark.parametrize("seeds, between", [(1, 0.0), (8, 0.0), (8, 0.1)])
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says(seeds, between):
     generator = np.random.default_rng(0)
     hits = 0
-    for _ in range(300):
-        values = generator.gamma(4.0, 0.1, size=(1, 50))
-        low, high = interval(bootstrap(values, generator, 500).mean(axis=(1, 2)))
+    for _ in range(200):
+        values = generator.gamma(4.0, 0.1, size=(seeds, 20)) + generator.normal(0, between, size=(seeds, 1))
+        low, high = interval(resampled_means(values, *bootstrap_indices(values.shape, generator)))
         hits += low <= 0.4 <= high
-    assert 0.89 < hits / 300 < 0.98
+    assert 0.88 < hits / 200 < 0.985
+
+
+def test_bootstrap_varies_as_the_seeds_and_comments_that_it_stands_for():
+    """Against the formulas for the variance of a mean: over comments, and, two-level, over seeds as well."""
+    generator = np.random.default_rng(0)
     values = generator.normal(size=(1, 400))
-    low, high = interval(bootstrap(values, generator).mean(axis=(1, 2)))
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
+    drawn = resampled_means(values, *bootstrap_indices(values.shape, generator))
+    assert drawn.std() == pytest.approx(values.std() / 20, rel=0.05)
+    values = np.repeat(generator.normal(size=(3, 1)), 40, axis=1)  # all variation is between seeds
+    drawn = resampled_means(values, *bootstrap_indices(values.shape, generator))
+    assert drawn.std() == pytest.approx(values[:, 0].std(ddof=1) / 3**0.5, rel=0.05)
     assert interval(np.full(10, 0.3)) == pytest.approx((0.3, 0.3))
 
 

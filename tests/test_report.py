@@ -309,7 +309,8 @@ def test_answer_of_point_in_space(low, high, verdict):
     columns = [*ANSWERS, "base_distance", "neighbourhood_distance"]
     ends = {f"{name.removesuffix('_percent')}_{end}": value for name in ANSWERS
             for end, value in (("low", low), ("high", high))}  # fmt: skip
-    summary = pd.DataFrame([{"emotion": "joy", **dict.fromkeys(columns, 0.5), "reduction_percent": 7.5, **ends}])
+    row = {"emotion": "joy", "seeds": 1, **dict.fromkeys(columns, 0.5), "reduction_percent": 7.5, **ends}
+    summary = pd.DataFrame([row])
     first = space_answer(summary)[0]
     assert f"On joy, competing variants ended {verdict}" in first
     assert f"{report.format_number(low, 1)}, {report.format_number(high, 1)}] %" in first

@@ -3,6 +3,7 @@
 benchmarks/stress_kill.py does the same at many more moments.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -180,13 +181,28 @@ def test_a_second_process_is_refused(experiment, options, run, tmp_path):
         assert errors.count("\n") == 1
 
 
-def test_files_that_cannot_grow_end_a_run_in_one_line(run, undisturbed, tmp_path):
-    """A quota: the first figure does not fit."""
+def test_an_interrupted_target_survives_another_target(run, undisturbed, tmp_path):
+    """Killed on joy, then another command of the same run: joy's finished work stays, and goes when joy is done."""
+    folder = tmp_path / "run"
+    assert run(POINT, folder, "--emotions", "joy", send=signal.SIGKILL, parts=3)[0] == -signal.SIGKILL
+    kept = finished_parts(folder)
+    assert run(POINT, folder, "--emotions", "fear")[0] == 0
+    assert kept.items() <= finished_parts(folder).items()
+    assert run(POINT, folder, "--emotions", "joy")[0] == 0
+    assert content(folder) == content(undisturbed["both"])
+    assert not (folder / ".parts").exists()
+    commands = json.loads((folder / "run.json").read_text())["earlier_commands"]
+    assert [command[-1] for command in commands] == ["fear"]
+
+
+@pytest.mark.parametrize("largest", [2_000, 12_000], ids=["adapter", "figure"])
+def test_files_that_cannot_grow_end_a_run_in_one_line(largest, run, undisturbed, tmp_path):
+    """A quota: the first adapter, or the first figure, does not fit."""
     options = ["--emotions", "joy"]
-    code, _, errors = run(POINT, tmp_path / "run", *options, largest_file=12_000)
+    code, _, errors = run(POINT, tmp_path / "run", *options, largest_file=largest)
     assert code == 1
     assert errors.splitlines()[-1].startswith("error: ")
-    assert "File too large" in errors.splitlines()[-1] and errors.splitlines()[-1].endswith(GO_ON)
+    assert "too large" in errors.splitlines()[-1] and errors.splitlines()[-1].endswith(GO_ON)
     assert "Traceback" not in errors
     assert not (tmp_path / "run" / "run.json").exists()
     assert run(POINT, tmp_path / "run", *options)[0] == 0

@@ -129,7 +129,9 @@ def test_the_kept_variant_is_the_least_distant(copy):
     first = frame.index[(frame["role"] == "selection") & (frame["generation"] == 1)]
     frame.loc[first, "kept"] = ~frame.loc[first, "kept"]
     frame.to_csv(folder / "generations.csv", index=False)
-    assert any("kept is not the least distant variant" in line for line in verify_run(folder)[0])
+    told = verify_run(folder)[0]
+    assert any("kept is not the least distant variant" in line for line in told)
+    assert any("reports another variant than it kept" in line for line in told)
 
 
 def test_bytes_and_files_that_are_not_the_runs(copy, capsys):
