@@ -330,8 +330,8 @@ def _reproduction(page: Page, record: Mapping[str, Any]) -> str:
         dirty += f" Begun at commit {', '.join(str(commit)[:10] for commit in earlier)}."
     files = "".join(f'<li><a href="{href(name)}">{text(name)}</a>: {text(what)}</li>' for name, what in page.files)
     return "\n".join([
-        f"<p>Commit {text(_commit(record))}, made on {text(where)}.{text(dirty)} The results follow from the settings, the "
-        "seed and the hashed inputs; how many processes work at once does not matter.</p>",
+        f"<p>Commit {text(_commit(record))}, made on {text(where)}.{text(dirty)} The results follow from the settings, "
+        "the seed and the hashed inputs; how many processes work at once does not matter.</p>",
         f"<pre>{text(chr(10).join(lines))}</pre>",
         _facts("Settings", "Every setting that decides the results.", ("setting", "value"), settings),
         _facts("Versions", "What it was computed with.", ("package", "version"), versions),
