@@ -19,14 +19,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Fetches and converts the models on a machine that never ran it, so it is not timed.
         run_process([SCRIPT, "--preset", "quick", "--output-dir", f"{folder}/first"])
-        seconds, memory = run_process([SCRIPT, "--preset", "quick", "--output-dir", f"{folder}/quick"])
-        report("quick preset: wall", seconds, "s", "60")
-        report("quick preset: peak memory, all processes", memory, "MB", "-")
-        seconds, memory = run_process([SCRIPT, "--output-dir", f"{folder}/default", "--jobs", "2"])
-        report("default run: wall", seconds, "s", "600")
-        report("default run: peak memory, all processes", memory, "MB", "3000")
-        seconds, _ = run_process([SCRIPT, "--help"])
-        report("--help: wall", seconds, "s", "1")
+        run = run_process([SCRIPT, "--preset", "quick", "--output-dir", f"{folder}/quick"])
+        report("quick preset: wall", run.seconds, "s", "60")
+        report("quick preset: peak memory, all processes", run.memory, "MB", "-")
+        run = run_process([SCRIPT, "--output-dir", f"{folder}/default", "--jobs", "2"])
+        report("default run: wall", run.seconds, "s", "600")
+        report("default run: peak memory, all processes", run.memory, "MB", "3000")
+        run = run_process([SCRIPT, "--help"])
+        report("--help: wall", run.seconds, "s", "1")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main() -> None:
                 ]
                 options = ["--grouping", "epsilon_greedy", "--metric", "l2", "--scoring", scoring, "--shapley", "none"]
                 out = ["--jobs", "1", "--output-dir", f"{folder}/{scoring}{users}"]
-                took[users], memory = run_process([SCRIPT, *common, *options, *out])
+                took[users], memory, _ = run_process([SCRIPT, *common, *options, *out])
             report(f"{scoring}, 100,000 users, 100 groups, 100 rounds: wall", took[100_000], "s", bar)
             report(f"{scoring}, 100,000 users: peak memory", memory, "MB", "2000")
             slope = np.polyfit(np.log(list(took)), np.log(list(took.values())), 1)[0]
@@ -77,8 +77,8 @@ def main() -> None:
         path = Path(folder) / "ratings.csv"
         ratings.to_csv(path, index=False)
         files = [str(path), str(DATA / "movies.csv.gz")]
-        seconds, memory = run_process(["-c", READ, *files])
-        other, other_memory = run_process(["-c", READ_BY_PANDAS, *files])
+        seconds, memory, _ = run_process(["-c", READ, *files])
+        other, other_memory, _ = run_process(["-c", READ_BY_PANDAS, *files])
         report(f"reading {len(ratings):,} ratings: wall", seconds, "s", "15", other, "pandas merge and pivot")
         report(f"reading {len(ratings):,} ratings: peak memory", memory, "MB", "1500", other_memory, "pandas")
 

@@ -7,15 +7,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_process(arguments: Sequence[str]) -> tuple[float, float]:
-    """Runs `python ARGUMENTS` in the repository; wall seconds and its and its workers' peak memory together, in MB.
+class Measured(NamedTuple):
+    """Wall seconds; peak memory in MB of the process and its workers together, and of the largest of them."""
 
-    Memory that processes share counts once (proportional set size), looked at five times a second; at least the
-    largest process's own peak, which the kernel keeps.
+    seconds: float
+    memory: float
+    largest: float
+
+
+def run_process(arguments: Sequence[str]) -> Measured:
+    """Runs `python ARGUMENTS` in the repository.
+
+    Of the memory of all, what processes share counts once (proportional set size, looked at five times a second).
     """
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -25,7 +33,8 @@ def run_process(arguments: Sequence[str]) -> tuple[float, float]:
         time.sleep(0.2)
     if ended[1]:
         sys.exit(f"failed: {' '.join(arguments)}")
-    return time.perf_counter() - start, max(peak, ended[2].ru_maxrss / 1024)
+    largest = ended[2].ru_maxrss / 1024
+    return Measured(time.perf_counter() - start, max(peak, largest), largest)
 
 
 def _family(process: int) -> list[int]:
