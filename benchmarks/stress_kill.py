@@ -153,8 +153,8 @@ def stress(experiment: str, kills: int, jobs: int, rng: np.random.Generator, scr
         wrong = complaint(folder, expected[number])
         survived += not wrong
         print(
-            f"{experiment}, {scenario.name}: killed after {seconds:.2f} of {durations[number]:.2f} s with {parts} parts "
-            f"on disk: {wrong or 'same bytes'}",
+            f"{experiment}, {scenario.name}: killed after {seconds:.2f} of {durations[number]:.2f} s "
+            f"with {parts} parts on disk: {wrong or 'same bytes'}",
             flush=True,
         )
         shutil.rmtree(folder)
