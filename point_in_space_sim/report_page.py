@@ -79,8 +79,8 @@ def report_page(
             "The single model is tuned on all neighbours. The competition runs "
             f"{multi['generation'].max()} generations of {variants} variants, each tuned on a part of its own; "
             f"{samples} comments are sampled from each variant, the closest is kept and sampled again for what is "
-            "reported. Controls with the same budget: a random part without competition, and the variants' adapters "
-            "averaged.",
+            "reported. Controls with as many comments a variant: a random part without competition, and the "
+            "variants' adapters averaged.",
         ],
         figures=FIGURES,
         tables=[published_table(summary), summary_table(summary), generations_table(generations)],
