@@ -32,6 +32,13 @@ def slow(points, num_groups, progress, rng):
 def deadly(points, num_groups, progress, rng):
     with open("/proc/self/cmdline") as file:
         if "loky" in file.read() and os.path.exists("die"):
+            # In the middle: as soon as the other worker has finished a part.
+            with open("die") as name:
+                parts = os.path.join(name.read(), ".parts")
+            for _ in range(600):
+                if any(name.endswith(".npz") and name[0] != "." for _, _, names in os.walk(parts) for name in names):
+                    break
+                time.sleep(0.05)
             os.kill(os.getpid(), 9)
     return slow(points, num_groups, progress, rng)
 '''
@@ -158,7 +165,7 @@ def test_interrupted_runs_say_how_to_go_on(experiment, options, name, run, undis
 
 def test_a_vanished_worker_is_one_line(run, home, tmp_path):
     options = ["--grouping", "random", "strategies:deadly", "--jobs", 2]
-    (home / "die").touch()
+    (home / "die").write_text(str(tmp_path / "run"))
     try:
         code, _, errors = run(GROUPING, tmp_path / "run", *options)
     finally:
