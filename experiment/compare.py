@@ -20,8 +20,8 @@ from experiment.errors import InputError
 from experiment.report import Estimate, Link, Table, Value, page_html, table_html, words, write_page
 from experiment.statistics import mean_interval
 
-NOT_SETTINGS = ("python", "packages", "machine", "command", "seconds", "answer", "answer_in_words", "outputs_sha256",
-                "experiment", "dimensions", "sources", "data_files")  # fmt: skip
+NOT_SETTINGS = ("python", "packages", "machine", "command", "earlier_commands", "earlier_commits", "seconds", "answer",
+                "answer_in_words", "outputs_sha256", "experiment", "dimensions", "sources", "data_files")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ SECONDS_TUNED, SECONDS_SAMPLED, REFERENCE_RATE = 0.11, 0.09, 100e9
 SECONDS_TO_START, SECONDS_TO_START_WORKERS = 12, 15
 
 
-def estimated_seconds(settings: Settings, epochs: int) -> float:
+def estimated_seconds(settings: Settings) -> float:
     """From the number of comments tuned on and sampled, and a measurement of this machine's matrix products."""
     import time
 
@@ -60,7 +60,7 @@ def estimated_seconds(settings: Settings, epochs: int) -> float:
             start = time.perf_counter()
             matrix @ matrix
             rate = max(rate, 2 * 768**3 / (time.perf_counter() - start))
-    work = (tuned * epochs * SECONDS_TUNED + sampled * SECONDS_SAMPLED) * len(target_names(settings))
+    work = (tuned * settings.epochs * SECONDS_TUNED + sampled * SECONDS_SAMPLED) * len(target_names(settings))
     work *= settings.num_seeds / min(settings.jobs, most_at_once(settings))
     start = SECONDS_TO_START + SECONDS_TO_START_WORKERS * (settings.jobs > 1)
     return (start + work) * REFERENCE_RATE / rate
@@ -78,14 +78,14 @@ def in_words(seconds: float) -> str:
     return f"about {max(5, round(seconds, -1)):.0f} seconds"
 
 
-def plan(settings: Settings, targets: list[str], epochs: int) -> str:
+def plan(settings: Settings, targets: list[str]) -> str:
     """The first line of a run: what, on what, how long."""
     names = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets"
     return (
         f"{names}; {settings.num_seeds} seed{'s' * (settings.num_seeds > 1)}; single, multi "
         f"({settings.generations} x {settings.variants}), sequential, averaged; {settings.base_model} tuned by "
         f"{settings.tuning} on {settings.corpus} comments, mapper {settings.mapper}; {settings.jobs} at once on "
-        f"{settings.device}; {in_words(estimated_seconds(settings, epochs))}"
+        f"{settings.device}; {in_words(estimated_seconds(settings))}"
     )
 
 
@@ -100,7 +100,7 @@ def main(settings: Settings) -> None:
     check_settings(settings)
     output_dir = settings.output_dir or ROOT / "results" / "point_in_space_sim" / settings.preset
     tuning, sampling = tuned_settings(settings)
-    print(plan(settings, target_names(settings), tuning.epochs), flush=True)
+    print(plan(settings, target_names(settings)), flush=True)
     if settings.dry_run:
         print(f"results would go to {output_dir}")
         return
