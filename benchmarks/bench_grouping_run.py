@@ -3,11 +3,7 @@
 Run: python benchmarks/bench_grouping_run.py
 """
 
-import sys
 import tempfile
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import report, run_process
 

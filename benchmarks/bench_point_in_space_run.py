@@ -4,11 +4,7 @@ Run: python benchmarks/bench_point_in_space_run.py
 The alternative's time for a variant is measured by bench_tuning_and_sampling.py.
 """
 
-import sys
 import tempfile
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import report, run_process
 

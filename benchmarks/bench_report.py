@@ -8,11 +8,9 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.measure import report  # noqa: E402
-from tests.browser import CHROMEDRIVER, CHROMIUM, MISSING, open_browser  # noqa: E402
+from benchmarks.measure import report
+from experiment.files import ROOT
+from tests.browser import CHROMEDRIVER, CHROMIUM, MISSING, open_browser
 
 
 def main() -> None:

@@ -4,11 +4,8 @@ The alternative to our reader: merge, explode and pivot in pandas.
 Run: python benchmarks/bench_scale.py
 """
 
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pandas as pd

@@ -4,12 +4,8 @@ Error: root mean square over users against a converged reference, as a share of 
 Run: python benchmarks/bench_shapley.py   (needs requirements-dev.txt)
 """
 
-import sys
 import time
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from threadpoolctl import threadpool_limits

@@ -13,31 +13,27 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+import numpy as np
+import torch
+import tyro
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import tyro  # noqa: E402
-
-from experiment.errors import InputError  # noqa: E402
-from experiment.statistics import mean_interval  # noqa: E402
-from point_in_space_sim.assets import cache_folder  # noqa: E402
-from point_in_space_sim.base_model import BaseModel, load_base_model  # noqa: E402
-from point_in_space_sim.corpus import load_corpus  # noqa: E402
-from point_in_space_sim.fine_tuning import (  # noqa: E402
+from experiment.errors import InputError
+from experiment.statistics import mean_interval
+from point_in_space_sim.corpus import load_corpus
+from point_in_space_sim.engine.assets import cache_folder
+from point_in_space_sim.engine.base_model import BaseModel, load_base_model
+from point_in_space_sim.engine.fine_tuning import (
     encode_comment,
     first_tuned_layer,
     frozen_activations,
     tune,
 )
-from point_in_space_sim.mapper import load_mapper, map_texts  # noqa: E402
-from point_in_space_sim.sampling import distinct_2, sample_comments  # noqa: E402
-from point_in_space_sim.settings import SamplingSettings, TuningSettings  # noqa: E402
-from point_in_space_sim.target import distances_to, emotion_target, find_neighbourhood  # noqa: E402
+from point_in_space_sim.engine.sampling import distinct_2, sample_comments
+from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
+from point_in_space_sim.mapper import load_mapper, map_texts
+from point_in_space_sim.target import distances_to, emotion_target, find_neighbourhood
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,13 @@ def ours(base: BaseModel, texts: list[str], settings: Settings) -> dict[str, Any
     adapter = tune(base, texts, tuning, settings.seed, activations=activations)
     tuned = time.perf_counter()
     samples = sample_comments(base, settings.samples, settings.seed, sampling, adapter)
-    return {"tuning": tuned - begin, "sampling": time.perf_counter() - tuned, "texts": samples.texts,
-            "broken": samples.broken, "work": useful_work(base, texts, samples.texts)}  # fmt: skip
+    return {
+        "tuning": tuned - begin,
+        "sampling": time.perf_counter() - tuned,
+        "texts": samples.texts,
+        "broken": samples.broken,
+        "work": useful_work(base, texts, samples.texts),
+    }
 
 
 def straightforward(base: BaseModel, texts: list[str], settings: Settings, learning_rate: float) -> dict[str, Any]:
@@ -77,30 +78,57 @@ def straightforward(base: BaseModel, texts: list[str], settings: Settings, learn
 
     tuning, sampling = TuningSettings(), SamplingSettings()
     set_seed(settings.seed)
-    linear = sorted({name.split(".")[-1] for name, module in base.model.model.layers.named_modules()
-                     if isinstance(module, torch.nn.Linear)})
+    linear = sorted(
+        {
+            name.split(".")[-1]
+            for name, module in base.model.model.layers.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+    )
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, use_safetensors=True),
-        LoraConfig(r=tuning.rank, lora_alpha=2 * tuning.rank, target_modules=linear, task_type="CAUSAL_LM"))
-    rows = [{"input_ids": base.prompt + (target := encode_comment(base, text)),
-             "labels": [-100] * len(base.prompt) + target} for text in texts]
+        LoraConfig(r=tuning.rank, lora_alpha=2 * tuning.rank, target_modules=linear, task_type="CAUSAL_LM"),
+    )
+    rows = [
+        {
+            "input_ids": base.prompt + (target := encode_comment(base, text)),
+            "labels": [-100] * len(base.prompt) + target,
+        }
+        for text in texts
+    ]
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
-            model=model, train_dataset=rows,  # type: ignore[arg-type]
+            model=model,
+            train_dataset=rows,  # type: ignore[arg-type]
             data_collator=DataCollatorForSeq2Seq(base.tokenizer),
             args=TrainingArguments(
-                folder, num_train_epochs=tuning.epochs, per_device_train_batch_size=tuning.batch_size,
-                learning_rate=learning_rate, seed=settings.seed, report_to="none", save_strategy="no",
-                logging_strategy="no", disable_tqdm=True, use_cpu=base.device.type == "cpu"),
-        ).train()  # fmt: skip
+                folder,
+                num_train_epochs=tuning.epochs,
+                per_device_train_batch_size=tuning.batch_size,
+                learning_rate=learning_rate,
+                seed=settings.seed,
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                use_cpu=base.device.type == "cpu",
+            ),
+        ).train()
     tuned = time.perf_counter()
     prompt = torch.tensor([base.prompt], device=base.device)
     model.eval()
     with torch.no_grad():
-        drawn = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=True,
-                               num_return_sequences=settings.samples, top_k=0, top_p=sampling.top_p,
-                               temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens)
+        drawn = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=True,
+            num_return_sequences=settings.samples,
+            top_k=0,
+            top_p=sampling.top_p,
+            temperature=sampling.temperature,
+            max_new_tokens=sampling.max_new_tokens,
+        )
     sampled = time.perf_counter()
     drawn = drawn[:, len(base.prompt) :].tolist()
     texts = [" ".join(base.tokenizer.decode(row, skip_special_tokens=True).split()) for row in drawn]
@@ -122,8 +150,11 @@ def useful_work(base: BaseModel, texts: list[str], sampled: list[str]) -> tuple[
     targets = sum(len(encode_comment(base, text)) for text in texts)
     steps = tuning.epochs * -(-len(texts) // tuning.batch_size)
     tokens = tuning.epochs * (targets - len(texts)) + steps * prompt  # the prompt once a step
-    tuned = (2 * first * layer * (prompt + targets - len(texts)) + 4 * (len(layers) - first) * layer * tokens
-             + 4 * head * (tokens - steps * (prompt - 1)))  # fmt: skip
+    tuned = (
+        2 * first * layer * (prompt + targets - len(texts))
+        + 4 * (len(layers) - first) * layer * tokens
+        + 4 * head * (tokens - steps * (prompt - 1))
+    )
     drawn = sum(len(encode_comment(base, text)) for text in sampled)
     return tuned, 2 * (len(layers) * layer + head) * drawn
 
@@ -153,25 +184,34 @@ def main(settings: Settings) -> None:
     for rate in settings.learning_rates:
         rows.append((f"Trainer, generate, float32, {rate:g}", single, straightforward(single, texts, settings, rate)))
 
-    print(f"{len(texts)} comments nearest to {settings.emotion}, {TuningSettings().epochs} epochs, {settings.samples} "
-          f"samples, {settings.threads} threads, mapper {mapper.name}")  # fmt: skip
-    print(f"{'':32}{'tuning s':>9}{'sampling s':>11}{'total s':>9}{'ratio':>7}{'distance (95 %)':>24}"
-          f"{'broken':>8}{'distinct-2':>11}")  # fmt: skip
+    print(
+        f"{len(texts)} comments nearest to {settings.emotion}, {TuningSettings().epochs} epochs, {settings.samples} "
+        f"samples, {settings.threads} threads, mapper {mapper.name}"
+    )
+    print(
+        f"{'':32}{'tuning s':>9}{'sampling s':>11}{'total s':>9}{'ratio':>7}{'distance (95 %)':>24}"
+        f"{'broken':>8}{'distinct-2':>11}"
+    )
     # The quickest of the straightforward ones.
     total = min(row["tuning"] + row["sampling"] for *_, row in rows if "work" not in row)
     for name, _, row in rows:
         mean, low, high = mean_interval(distances_to(neighbourhood.centroid, mapper(row["texts"])))
         seconds = row["tuning"] + row["sampling"]
-        print(f"{name:32}{row['tuning']:9.1f}{row['sampling']:11.1f}{seconds:9.1f}{total / seconds:7.1f}"
-              f"{mean:10.3f} [{low:.3f}, {high:.3f}]{row['broken']:8.2f}{distinct_2(row['texts']):11.2f}")  # fmt: skip
+        print(
+            f"{name:32}{row['tuning']:9.1f}{row['sampling']:11.1f}{seconds:9.1f}{total / seconds:7.1f}"
+            f"{mean:10.3f} [{low:.3f}, {high:.3f}]{row['broken']:8.2f}{distinct_2(row['texts']):11.2f}"
+        )
     for name, base, row in rows:
         if "work" not in row:
             continue
         best = peak(base.dtype)
-        tuned, sampled = (work / seconds for work, seconds in
-                          zip(row["work"], (row["tuning"], row["sampling"]), strict=True))
-        print(f"{name}: tuning {tuned / 1e9:.0f} and sampling {sampled / 1e9:.0f} useful GFLOP/s; a product of square "
-              f"matrices reaches {best / 1e9:.0f}: {tuned / best:.0%} and {sampled / best:.0%}")  # fmt: skip
+        tuned, sampled = (
+            work / seconds for work, seconds in zip(row["work"], (row["tuning"], row["sampling"]), strict=True)
+        )
+        print(
+            f"{name}: tuning {tuned / 1e9:.0f} and sampling {sampled / 1e9:.0f} useful GFLOP/s; a product of square "
+            f"matrices reaches {best / 1e9:.0f}: {tuned / best:.0%} and {sampled / best:.0%}"
+        )
 
 
 if __name__ == "__main__":

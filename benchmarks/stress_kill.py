@@ -23,10 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
-
-from experiment.command_line import run_script  # noqa: E402
+from experiment.command_line import run_script
 
 COMPARED = ("*.csv", "adapters/**/*.safetensors", "training/*.jsonl")
 GROUPING = (
@@ -74,7 +71,7 @@ def start(module: object, arguments: Sequence[str], folder: Path) -> int:
         if "STRESS_SHOW" not in os.environ:
             os.dup2(silence, 2)
         sys.argv = ["run.py", *arguments, "--output-dir", str(folder)]
-        code = run_script(module.main, module.Settings, module.PRESETS)  # type: ignore[attr-defined]
+        code = run_script(f"{experiment}.main", module.Settings, module.PRESETS, None)
     finally:
         os._exit(code)
 
@@ -195,9 +192,9 @@ def main() -> int:
                 os.environ["XDG_CACHE_HOME"] = f"{scratch}/cache"
                 in_a_child(lambda scratch=scratch: save_tiny_world(Path(scratch)))
                 # Imported here, so that children have them.
-                from point_in_space_sim import fine_tuning, mapper, plots, results, workshop  # noqa: F401
+                import point_in_space_sim.main  # noqa: F401
             else:
-                from user_grouping_evaluation_sim import plots, sweep, tables  # noqa: F401
+                import user_grouping_evaluation_sim.main  # noqa: F401
             survived += stress(experiment, given.kills, given.jobs, np.random.default_rng(given.seed), Path(scratch))
     return 0 if survived == given.kills * len(given.experiment) else 1
 

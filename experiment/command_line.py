@@ -42,9 +42,9 @@ GO_ON = "finished parts are kept; run the same command to go on"
 
 
 def run_script(
-    main: Callable[[Settings], None], settings: type[Settings], presets: Mapping[str, dict[str, Any]]
+    module: str, settings: type[Settings], presets: Mapping[str, dict[str, Any]], description: str | None
 ) -> int:
-    """Reads the command line into `settings` and runs `main`.
+    """Reads the command line into `settings`, then imports `module` and calls its `main`: --help answers at once.
 
     Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted. What the code does not foresee is raised, so
     that Python shows where it happened and exits with code 1.
@@ -53,7 +53,8 @@ def run_script(
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
-        main(read_command_line(sys.argv[1:], settings, presets, sys.modules[main.__module__].__doc__))
+        given = read_command_line(sys.argv[1:], settings, presets, description)
+        importlib.import_module(module).main(given)
     except InputError as error:
         return _ended(f"error: {error}", 2)
     except KeyboardInterrupt:

@@ -20,8 +20,22 @@ from experiment.errors import InputError
 from experiment.report import Estimate, Link, Table, Value, page_html, table_html, words, write_page
 from experiment.statistics import mean_interval
 
-NOT_SETTINGS = ("python", "packages", "machine", "command", "earlier_commands", "earlier_commits", "seconds", "answer",
-                "answer_in_words", "outputs_sha256", "experiment", "dimensions", "sources", "data_files")  # fmt: skip
+NOT_SETTINGS = (
+    "python",
+    "packages",
+    "machine",
+    "command",
+    "earlier_commands",
+    "earlier_commits",
+    "seconds",
+    "answer",
+    "answer_in_words",
+    "outputs_sha256",
+    "experiment",
+    "dimensions",
+    "sources",
+    "data_files",
+)
 
 
 @dataclass(frozen=True)
@@ -37,11 +51,13 @@ class Layout:
 
 LAYOUTS = {
     "user_grouping_evaluation_sim": Layout(
-        "runs.csv", ("grouping", "metric", "scoring"), ("seed", "run"),
+        "runs.csv",
+        ("grouping", "metric", "scoring"),
+        ("seed", "run"),
         {"final_distance": -1, "pearson": 1, "spearman": 1},
     ),
     "point_in_space_sim": Layout("generations.csv", ("protocol",), ("emotion", "seed"), {"mean_distance": -1}),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,10 @@ def compare(folders: Sequence[Path], output: Path) -> str:
     first, *others = runs
     for run in others:
         if run.experiment != first.experiment:
-            raise InputError(f"{run.folder}: a run of {run.experiment}, the first is of {first.experiment}; "
-                             "compare runs of one experiment")  # fmt: skip
+            raise InputError(
+                f"{run.folder}: a run of {run.experiment}, the first is of {first.experiment}; "
+                "compare runs of one experiment"
+            )
     layout = LAYOUTS[first.experiment]
     sections = {
         "Runs": table_html(runs_table(runs, output)) + table_html(settings_table(runs)),
@@ -114,8 +132,12 @@ def read_run(name: str, folder: Path) -> Run:
         raise InputError(f"{folder}: not a run of {' or '.join(LAYOUTS)}; name another folder")
     layout = LAYOUTS[experiment]
     try:
-        table = pd.read_csv(folder / layout.file, dtype=dict.fromkeys(("emotion", *layout.groups), str),
-                            keep_default_na=False, na_values=[""])  # fmt: skip
+        table = pd.read_csv(
+            folder / layout.file,
+            dtype=dict.fromkeys(("emotion", *layout.groups), str),
+            keep_default_na=False,
+            na_values=[""],
+        )
         table = last_models(table) if "protocol" in layout.groups else table.assign(seed=record["seed"])
         keys = [*layout.groups, *layout.units]
         table = table.groupby(keys, sort=False, as_index=False)[list(layout.measures)].mean()
@@ -148,8 +170,13 @@ def difference_table(first: Run, other: Run, layout: Layout) -> Table:
     units = " and ".join(layout.units)
     rows: list[list[Value]] = []
     for names, group in both.groupby(list(layout.groups), sort=False):
-        rows.append([*names, len(group), *(
-            _mean(group[f"{measure}_other"] - group[f"{measure}_first"]) for measure in layout.measures)])  # fmt: skip
+        rows.append(
+            [
+                *names,
+                len(group),
+                *(_mean(group[f"{measure}_other"] - group[f"{measure}_first"]) for measure in layout.measures),
+            ]
+        )
     caption = (
         f"{other.name} − {first.name}: mean of the differences over pairs that share {units}, with "
         "Student's 95 % interval (none for a single pair). An interval that leaves out 0 is a difference that the "
@@ -223,8 +250,12 @@ def in_words(first: Run, other: Run, layout: Layout) -> str:
 
 
 def _what_is_better(layout: Layout) -> str:
-    return "; ".join(f"{_words(name)}: {'more' if sign > 0 else 'less'} is better"
-                     for name, sign in layout.measures.items()) + "."  # fmt: skip
+    return (
+        "; ".join(
+            f"{_words(name)}: {'more' if sign > 0 else 'less'} is better" for name, sign in layout.measures.items()
+        )
+        + "."
+    )
 
 
 def _words(measure: str) -> str:

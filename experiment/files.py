@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+"""The repository."""
+
 
 @contextmanager
 def replace_atomically(path: str | Path) -> Iterator[Path]:

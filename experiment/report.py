@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from experiment.files import replace_atomically
-from experiment.run_folder import ROOT, RunFolder, output_hashes, provenance
+from experiment.files import ROOT, replace_atomically
+from experiment.run_folder import RunFolder, output_hashes, provenance
 
 RESULTS = ROOT / "results"
 HERE = Path(__file__).resolve().parent
@@ -194,8 +194,9 @@ def table_html(table: Table) -> str:
     )
     rows = []
     for row in table.rows:
-        first, *others = (_cell(value, places, is_number)
-                          for value, places, is_number in zip(row, decimals, numeric, strict=True))  # fmt: skip
+        first, *others = (
+            _cell(value, places, is_number) for value, places, is_number in zip(row, decimals, numeric, strict=True)
+        )
         cells = "".join(f"<td{attributes}>{content}</td>" for attributes, content in others)
         rows.append(f'<tr><th scope="row"{first[0]}>{first[1]}</th>{cells}</tr>')
     name = "table-" + hashlib.sha256(f"{table.title}{table.caption}".encode()).hexdigest()[:8]
@@ -249,18 +250,25 @@ def index_html(results: Path) -> str:
             continue
         folder = path.parent
         page = next((name for name in ("report.html", "run.json") if (folder / name).exists()), "run.json")
-        by_experiment.setdefault(folder.parent.name, []).append([
-            Link(folder.name, f"{folder.parent.name}/{folder.name}/{page}"),
-            str(record.get("answer_in_words", "")), record.get("seed"), _commit(record), seconds / 60,
-        ])  # fmt: skip
+        by_experiment.setdefault(folder.parent.name, []).append(
+            [
+                Link(folder.name, f"{folder.parent.name}/{folder.name}/{page}"),
+                str(record.get("answer_in_words", "")),
+                record.get("seed"),
+                _commit(record),
+                seconds / 60,
+            ]
+        )
     columns = ["run", "answer", "seed", "commit", "minutes"]
     sections = {
         experiment: table_html(Table(f"Finished runs of {experiment}", "Every row leads to a report.", columns, rows))
         for experiment, rows in by_experiment.items()
     }
     count = sum(map(len, by_experiment.values()))
-    answer = [f"{count} finished run{'s' * (count != 1)}.",
-              "Runs of one experiment side by side: python -m experiment.compare FOLDER FOLDER ..."]  # fmt: skip
+    answer = [
+        f"{count} finished run{'s' * (count != 1)}.",
+        "Runs of one experiment side by side: python -m experiment.compare FOLDER FOLDER ...",
+    ]
     return page_html("Runs", "What has been run here, and what came of it?", answer, sections)
 
 
@@ -298,8 +306,10 @@ def _samples(samples: Mapping[str, Sequence[Sample]], note: str) -> str:
         boxes = []
         for sample in group:
             # Isolated, so that a text cannot turn the direction of what follows.
-            items = "".join(f'<li><span class="distance">{distance:.2f}</span><bdi>{text(said) or "(empty)"}</bdi></li>'
-                            for distance, said in sample.texts)  # fmt: skip
+            items = "".join(
+                f'<li><span class="distance">{distance:.2f}</span><bdi>{text(said) or "(empty)"}</bdi></li>'
+                for distance, said in sample.texts
+            )
             boxes.append(f'<div class="sample"><h4>{text(sample.title)}</h4><ul>{items}</ul></div>')
         parts.append(f'<h3>{text(heading)}</h3>\n<div class="samples">\n' + "\n".join(boxes) + "\n</div>")
     return "\n".join(parts)
@@ -317,27 +327,43 @@ def _reproduction(page: Page, record: Mapping[str, Any]) -> str:
     hashes: dict[str, str] = {}
     for key, value in record.items():
         if key.endswith("sha256"):
-            hashes |= {f"{key}: {name}": str(one) for name, one in value.items()} if isinstance(value, dict) else {
-                key: str(value)}  # fmt: skip
-    skipped = {"python", "packages", "command", "earlier_commands", "git_commit", "earlier_commits", "git_dirty",
-               "machine", "answer", *hashes}  # fmt: skip
-    settings = {key: _plain(value) for key, value in record.items()
-                if key not in skipped and not key.endswith("sha256")}  # fmt: skip
+            hashes |= (
+                {f"{key}: {name}": str(one) for name, one in value.items()}
+                if isinstance(value, dict)
+                else {key: str(value)}
+            )
+    skipped = {
+        "python",
+        "packages",
+        "command",
+        "earlier_commands",
+        "git_commit",
+        "earlier_commits",
+        "git_dirty",
+        "machine",
+        "answer",
+        *hashes,
+    }
+    settings = {
+        key: _plain(value) for key, value in record.items() if key not in skipped and not key.endswith("sha256")
+    }
     machine = record["machine"]
     where = f"{machine['system']} on {machine['architecture']}, {machine['cores']} cores"
     dirty = " That commit had changes that were not committed." if record.get("git_dirty") else ""
     if earlier := record.get("earlier_commits"):
         dirty += f" Begun at commit {', '.join(str(commit)[:10] for commit in earlier)}."
     files = "".join(f'<li><a href="{href(name)}">{text(name)}</a>: {text(what)}</li>' for name, what in page.files)
-    return "\n".join([
-        f"<p>Commit {text(_commit(record))}, made on {text(where)}.{text(dirty)} The results follow from the settings, "
-        "the seed and the hashed inputs; how many processes work at once does not matter.</p>",
-        f"<pre>{text(chr(10).join(lines))}</pre>",
-        _facts("Settings", "Every setting that decides the results.", ("setting", "value"), settings),
-        _facts("Versions", "What it was computed with.", ("package", "version"), versions),
-        _facts("Inputs", "SHA-256 of what was read.", ("input", "SHA-256"), hashes),
-        f"<h3>Files</h3>\n<ul>{files}</ul>" if files else "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"<p>Commit {text(_commit(record))}, made on {text(where)}.{text(dirty)} The results follow from "
+            "the settings, the seed and the hashed inputs; how many processes work at once does not matter.</p>",
+            f"<pre>{text(chr(10).join(lines))}</pre>",
+            _facts("Settings", "Every setting that decides the results.", ("setting", "value"), settings),
+            _facts("Versions", "What it was computed with.", ("package", "version"), versions),
+            _facts("Inputs", "SHA-256 of what was read.", ("input", "SHA-256"), hashes),
+            f"<h3>Files</h3>\n<ul>{files}</ul>" if files else "",
+        ]
+    )
 
 
 def own_arguments(arguments: Sequence[str]) -> list[str]:

@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 
 from experiment.errors import InputError
-from experiment.files import replace_atomically, sha256_file
+from experiment.files import ROOT, replace_atomically, sha256_file
 
-ROOT = Path(__file__).resolve().parents[1]
 PARTS = ".parts"
 IDENTITY, SESSIONS = "identity.json", "sessions.json"
 Arrays = dict[str, np.ndarray]

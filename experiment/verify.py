@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from experiment.errors import InputError  # noqa: E402
-from experiment.run_folder import ROOT, output_hashes  # noqa: E402
+from experiment.errors import InputError
+from experiment.files import ROOT
+from experiment.run_folder import output_hashes
 
 Differences = list[str]
 Unchecked = list[str]

@@ -7,13 +7,38 @@ from hashlib import sha256
 from pathlib import Path
 
 from experiment.errors import InputError
-from point_in_space_sim.assets import hub_reachable
+from point_in_space_sim.engine.assets import hub_reachable
 
 EMOTIONS = (
-    "admiration", "amusement", "anger", "annoyance", "approval", "caring", "confusion", "curiosity", "desire",
-    "disappointment", "disapproval", "disgust", "embarrassment", "excitement", "fear", "gratitude", "grief", "joy",
-    "love", "nervousness", "optimism", "pride", "realization", "relief", "remorse", "sadness", "surprise", "neutral",
-)  # fmt: skip
+    "admiration",
+    "amusement",
+    "anger",
+    "annoyance",
+    "approval",
+    "caring",
+    "confusion",
+    "curiosity",
+    "desire",
+    "disappointment",
+    "disapproval",
+    "disgust",
+    "embarrassment",
+    "excitement",
+    "fear",
+    "gratitude",
+    "grief",
+    "joy",
+    "love",
+    "nervousness",
+    "optimism",
+    "pride",
+    "realization",
+    "relief",
+    "remorse",
+    "sadness",
+    "surprise",
+    "neutral",
+)
 """The 28 GoEmotions labels, in the order of the data set's label indices (Demszky et al., ACL 2020)."""
 
 SHIPPED_COMMENTS = Path(__file__).resolve().parents[1] / "data" / "comments" / "comments.csv"

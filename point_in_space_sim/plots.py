@@ -42,9 +42,13 @@ COMMENTS_SHOWN = 8
 
 
 def write_figures(
-    folder: Path, comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame,
-    summary: pd.DataFrame, caption: str,
-) -> None:  # fmt: skip
+    folder: Path,
+    comments: pd.DataFrame,
+    generations: pd.DataFrame,
+    neighbourhoods: pd.DataFrame,
+    summary: pd.DataFrame,
+    caption: str,
+) -> None:
     """All figures as .png and .pdf, and comments.md. caption: base model, mapper and so on, named on each."""
     figures = {
         "distances": distances_figure(comments, neighbourhoods),
@@ -83,14 +87,24 @@ def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fi
         for (protocol, generation), at in zip(groups, positions, strict=True):
             values = own[(own["protocol"] == protocol) & (own["generation"] == generation)]["distance"]
             axes.boxplot(
-                values, positions=[at], widths=0.75, patch_artist=True, showmeans=True,
+                values,
+                positions=[at],
+                widths=0.75,
+                patch_artist=True,
+                showmeans=True,
                 boxprops={"facecolor": COLOUR[protocol], "alpha": 0.55, "edgecolor": COLOUR[protocol]},
-                medianprops={"color": "black", "linewidth": 1.2}, whiskerprops={"color": COLOUR[protocol]},
+                medianprops={"color": "black", "linewidth": 1.2},
+                whiskerprops={"color": COLOUR[protocol]},
                 capprops={"color": COLOUR[protocol]},
                 flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": COLOUR[protocol], "alpha": 0.6},
-                meanprops={"marker": "D", "markersize": 3, "markerfacecolor": "white", "markeredgecolor": "black",
-                           "markeredgewidth": 0.7},
-            )  # fmt: skip
+                meanprops={
+                    "marker": "D",
+                    "markersize": 3,
+                    "markerfacecolor": "white",
+                    "markeredgecolor": "black",
+                    "markeredgewidth": 0.7,
+                },
+            )
         axes.set_title(_short(emotion))
         axes.set_xticks(positions, [_tick(protocol, generation, sizes) for protocol, generation in groups])
         axes.tick_params(axis="x", labelsize=7, rotation=90)
@@ -98,11 +112,23 @@ def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fi
         axes.set_ylim(bottom=0)
     for axes in panels[:: _columns(emotions)]:
         axes.set_ylabel("distance to centroid")
-    handles: list[Any] = [Patch(facecolor=COLOUR[name], alpha=0.55, label=LONG[name])
-                          for name in dict.fromkeys(name for name, _ in groups)]  # fmt: skip
+    handles: list[Any] = [
+        Patch(facecolor=COLOUR[name], alpha=0.55, label=LONG[name])
+        for name in dict.fromkeys(name for name, _ in groups)
+    ]
     handles.append(Patch(facecolor="#999999", alpha=0.35, label="neighbourhood: median, quartiles"))
-    handles.append(Line2D([], [], linestyle="", marker="D", markersize=4, markerfacecolor="white",
-                          markeredgecolor="black", label="mean"))  # fmt: skip
+    handles.append(
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="D",
+            markersize=4,
+            markerfacecolor="white",
+            markeredgecolor="black",
+            label="mean",
+        )
+    )
     figure.legend(handles=handles, loc="outside upper center", ncols=_legend_columns(emotions), fontsize=7.5)
     return figure
 
@@ -117,24 +143,57 @@ def single_against_multi_figure(summary: pd.DataFrame) -> Figure:
     for protocol, shift in (("single", 0.12), ("multi", -0.12)):
         values = table[f"{protocol}_distance"]
         errors = _errors(values, table[f"{protocol}_low"], table[f"{protocol}_high"])
-        left.errorbar(values, rows + shift, xerr=errors, fmt=MARKER[protocol], color=COLOUR[protocol], markersize=4.5,
-                      linewidth=1.2, label=f"{LONG[protocol].partition(':')[0]}, ours")  # fmt: skip
-    left.scatter(table["neighbourhood_distance"], rows, marker="|", s=60, color="#555555",
-                 label="neighbourhood's own mean")  # fmt: skip
+        left.errorbar(
+            values,
+            rows + shift,
+            xerr=errors,
+            fmt=MARKER[protocol],
+            color=COLOUR[protocol],
+            markersize=4.5,
+            linewidth=1.2,
+            label=f"{LONG[protocol].partition(':')[0]}, ours",
+        )
+    left.scatter(
+        table["neighbourhood_distance"], rows, marker="|", s=60, color="#555555", label="neighbourhood's own mean"
+    )
     for protocol, value, shift in (("single", PUBLISHED_SINGLE, 0.12), ("multi", PUBLISHED_MULTI, -0.12)):
         if len(summary) > 1:
-            _mean_over_targets(left, summary[f"{protocol}_distance"], mean_at + shift, MARKER[protocol],
-                               COLOUR[protocol])  # fmt: skip
-        left.plot(value, mean_at, MARKER[protocol], markersize=7, markerfacecolor="none", color=COLOUR[protocol],
-                  label=f"{LONG[protocol].partition(':')[0]}, {PUBLISHED}")  # fmt: skip
+            _mean_over_targets(
+                left, summary[f"{protocol}_distance"], mean_at + shift, MARKER[protocol], COLOUR[protocol]
+            )
+        left.plot(
+            value,
+            mean_at,
+            MARKER[protocol],
+            markersize=7,
+            markerfacecolor="none",
+            color=COLOUR[protocol],
+            label=f"{LONG[protocol].partition(':')[0]}, {PUBLISHED}",
+        )
     errors = _errors(table["reduction_percent"], table["reduction_low"], table["reduction_high"])
-    right.errorbar(table["reduction_percent"], rows, xerr=errors, fmt="o", color="black", markersize=4.5,
-                   linewidth=1.2, label="reduction, ours")  # fmt: skip
-    published = [(row, PUBLISHED_REDUCTION[name]) for row, name in enumerate(table["emotion"])
-                 if name in PUBLISHED_REDUCTION]  # fmt: skip
+    right.errorbar(
+        table["reduction_percent"],
+        rows,
+        xerr=errors,
+        fmt="o",
+        color="black",
+        markersize=4.5,
+        linewidth=1.2,
+        label="reduction, ours",
+    )
+    published = [
+        (row, PUBLISHED_REDUCTION[name]) for row, name in enumerate(table["emotion"]) if name in PUBLISHED_REDUCTION
+    ]
     published.append((mean_at, PUBLISHED_MEAN_REDUCTION))
-    right.plot([value for _, value in published], [row for row, _ in published], "D", markersize=6,
-               markerfacecolor="none", color=COLOURS[5], label=f"reduction, {PUBLISHED}")  # fmt: skip
+    right.plot(
+        [value for _, value in published],
+        [row for row, _ in published],
+        "D",
+        markersize=6,
+        markerfacecolor="none",
+        color=COLOURS[5],
+        label=f"reduction, {PUBLISHED}",
+    )
     if len(summary) > 1:
         _mean_over_targets(right, summary["reduction_percent"], mean_at, "o", "black")
     right.axvline(0, color="black", linewidth=0.8)
@@ -146,12 +205,27 @@ def single_against_multi_figure(summary: pd.DataFrame) -> Figure:
     left.set_xlim(left=0)
     left.set_xlabel("mean distance to centroid")
     right.set_xlabel("reduction by competition (%)")
-    handles = dict(zip(*(one + other for one, other in zip(left.get_legend_handles_labels()[::-1],
-                                                           right.get_legend_handles_labels()[::-1], strict=True)),
-                       strict=True))  # fmt: skip
+    handles = dict(
+        zip(
+            *(
+                one + other
+                for one, other in zip(
+                    left.get_legend_handles_labels()[::-1], right.get_legend_handles_labels()[::-1], strict=True
+                )
+            ),
+            strict=True,
+        )
+    )
     order = sorted(handles, key=lambda label: (PUBLISHED in label, not label.endswith("ours")))
-    figure.legend([handles[label] for label in order], order, loc="outside upper center", ncols=2, fontsize=7,
-                  title="bars: 95 % intervals", title_fontsize=7)  # fmt: skip
+    figure.legend(
+        [handles[label] for label in order],
+        order,
+        loc="outside upper center",
+        ncols=2,
+        fontsize=7,
+        title="bars: 95 % intervals",
+        title_fontsize=7,
+    )
     return figure
 
 
@@ -193,13 +267,34 @@ def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fig
             cloud = project(sample)
             middle = cloud.mean(axis=0)
             if generation == ends[protocol]:
-                axes.scatter(cloud[:, 0], cloud[:, 1], s=7, marker=MARKER[protocol], color=COLOUR[protocol],
-                             linewidth=0, alpha=0.4)  # fmt: skip
-            axes.plot(*middle, MARKER[protocol], color=COLOUR[protocol], markersize=8, markeredgecolor="white",
-                      zorder=8 if protocol == "single" else 6)  # fmt: skip
+                axes.scatter(
+                    cloud[:, 0],
+                    cloud[:, 1],
+                    s=7,
+                    marker=MARKER[protocol],
+                    color=COLOUR[protocol],
+                    linewidth=0,
+                    alpha=0.4,
+                )
+            axes.plot(
+                *middle,
+                MARKER[protocol],
+                color=COLOUR[protocol],
+                markersize=8,
+                markeredgecolor="white",
+                zorder=8 if protocol == "single" else 6,
+            )
             if protocol == "multi":
-                axes.annotate(str(generation), middle, ha="center", va="center_baseline", fontsize=5.5, color="white",
-                              fontweight="bold", zorder=7)  # fmt: skip
+                axes.annotate(
+                    str(generation),
+                    middle,
+                    ha="center",
+                    va="center_baseline",
+                    fontsize=5.5,
+                    color="white",
+                    fontweight="bold",
+                    zorder=7,
+                )
             if protocol in ("base", "multi"):
                 path.append(middle)
         axes.plot(*np.array(path).T, color=COLOUR["multi"], linewidth=1.2, zorder=4)
@@ -211,11 +306,19 @@ def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fig
     handles = [
         Line2D([], [], linestyle="", marker=".", markersize=7, color="black", alpha=0.5, label="neighbourhood"),
         Line2D([], [], linestyle="", marker="*", markersize=10, color="black", label="centroid"),
-        *(Line2D([], [], linestyle="-" if name == "multi" else "", marker=MARKER[name], markersize=6,
-                 color=COLOUR[name],
-                 label={"multi": "multi, after each generation", "single": "single, on all neighbours"}.get(name, name))
-          for name in ("base", "single", "multi")),
-    ]  # fmt: skip
+        *(
+            Line2D(
+                [],
+                [],
+                linestyle="-" if name == "multi" else "",
+                marker=MARKER[name],
+                markersize=6,
+                color=COLOUR[name],
+                label={"multi": "multi, after each generation", "single": "single, on all neighbours"}.get(name, name),
+            )
+            for name in ("base", "single", "multi")
+        ),
+    ]
     figure.legend(handles=handles, loc="outside upper center", ncols=5 if len(emotions) > 4 else 3, fontsize=7.5)
     return figure
 
@@ -229,8 +332,9 @@ def controls_figure(summary: pd.DataFrame) -> Figure:
     for axes, (other, title) in zip(axes_row, titles.items(), strict=True):
         column = f"multi_minus_{other}"
         errors = _errors(table[column], table[f"{column}_low"], table[f"{column}_high"])
-        axes.errorbar(table[column], rows, xerr=errors, fmt=MARKER[other], color=COLOUR[other], markersize=4.5,
-                      linewidth=1.2)  # fmt: skip
+        axes.errorbar(
+            table[column], rows, xerr=errors, fmt=MARKER[other], color=COLOUR[other], markersize=4.5, linewidth=1.2
+        )
         if len(table) > 1:
             _mean_over_targets(axes, table[column], len(table), MARKER[other], "black")
             axes.axhline(len(table) - 0.5, color="#999999", linewidth=0.6)
@@ -250,19 +354,37 @@ def selection_figure(generations: pd.DataFrame) -> Figure:
     both = multi[multi["role"] == "selection"].merge(multi[multi["role"] == "report"], on=key, suffixes=("", "_fresh"))
     figure, ((axes,),) = new_figure(width=4.6, height=4.4)
     for generation, own in both.groupby("generation"):
-        errors = [_errors(own[f"mean_distance{end}"], own[f"interval_low{end}"], own[f"interval_high{end}"])
-                  for end in ("", "_fresh")]  # fmt: skip
+        errors = [
+            _errors(own[f"mean_distance{end}"], own[f"interval_low{end}"], own[f"interval_high{end}"])
+            for end in ("", "_fresh")
+        ]
         index = (int(generation) - 1) % 5
-        axes.errorbar(own["mean_distance"], own["mean_distance_fresh"], xerr=errors[0], yerr=errors[1],
-                      fmt="os^Dv"[index], color=COLOURS[index], markersize=5, linewidth=0.7, elinewidth=0.6,
-                      label=f"generation {generation}")  # fmt: skip
-    ends = both[["interval_low", "interval_low_fresh"]].min().min(), both[
-        ["interval_high", "interval_high_fresh"]].max().max()  # fmt: skip
+        axes.errorbar(
+            own["mean_distance"],
+            own["mean_distance_fresh"],
+            xerr=errors[0],
+            yerr=errors[1],
+            fmt="os^Dv"[index],
+            color=COLOURS[index],
+            markersize=5,
+            linewidth=0.7,
+            elinewidth=0.6,
+            label=f"generation {generation}",
+        )
+    ends = (
+        both[["interval_low", "interval_low_fresh"]].min().min(),
+        both[["interval_high", "interval_high_fresh"]].max().max(),
+    )
     margin = 0.05 * (ends[1] - ends[0]) + 1e-3
     limits = (ends[0] - margin, ends[1] + margin)
     axes.plot(limits, limits, color="black", linewidth=0.8)
-    axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="distance on the sample that chose the variant",
-             ylabel="distance on a fresh sample")  # fmt: skip
+    axes.set(
+        xlim=limits,
+        ylim=limits,
+        aspect="equal",
+        xlabel="distance on the sample that chose the variant",
+        ylabel="distance on a fresh sample",
+    )
     bias = (both["mean_distance_fresh"] - both["mean_distance"]).mean()
     axes.set_title(f"kept variants; fresh minus choosing: {bias:+.3f} on average")
     axes.legend(loc="lower right")
@@ -299,8 +421,10 @@ def comments_page(comments: pd.DataFrame, neighbourhoods: pd.DataFrame, caption:
 
 
 def _comment_list(title: str, table: pd.DataFrame) -> list[str]:
-    rows = [f"- {distance:.2f} {_escape(text)}"
-            for text, distance in zip(table["text"][:COMMENTS_SHOWN], table["distance"], strict=False)]  # fmt: skip
+    rows = [
+        f"- {distance:.2f} {_escape(text)}"
+        for text, distance in zip(table["text"][:COMMENTS_SHOWN], table["distance"], strict=False)
+    ]
     return [f"**{title}**", "\n".join(rows)]
 
 

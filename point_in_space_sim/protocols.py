@@ -163,8 +163,10 @@ def multi(game: Game) -> Protocol:
         selection = game.seed_of("selection", generation)
         drawn = yield [*report, *(Request(model, (selection,)) for model in models)]
         winner = int(np.argmin([drawn[model.name, selection].distances.mean() for model in models]))
-        draws += [Draw("multi", generation, i + 1, "selection", model, selection, i == winner)
-                  for i, model in enumerate(models)]  # fmt: skip
+        draws += [
+            Draw("multi", generation, i + 1, "selection", model, selection, i == winner)
+            for i, model in enumerate(models)
+        ]
         best, pool = models[winner], without(pool, parts[winner])
         draws.append(Draw("multi", generation, winner + 1, "report", best, game.report))
         report = [Request(best, (game.report,), (f"multi-{generation}",))]

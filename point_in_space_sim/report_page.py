@@ -12,7 +12,8 @@ from point_in_space_sim.results import overall
 COMMENTS_SHOWN = 5
 FIGURES = (
     Figure(
-        "single_against_multi", "One model against competing variants",
+        "single_against_multi",
+        "One model against competing variants",
         "Left: mean distance of fresh comments to the neighbourhood's centroid, one model tuned on all neighbours "
         "against the last winner of the competition. Right: by how much competition reduces it. Bars: 95 % bootstrap "
         "intervals over comments and, where there are several, seeds; of the mean, Student's over targets. Open marks: "
@@ -21,32 +22,36 @@ FIGURES = (
         "reduction in per cent.",
     ),
     Figure(
-        "distances", "How far comments lie from the centroid",
+        "distances",
+        "How far comments lie from the centroid",
         "All fresh comments of every model, a panel a target. The grey band is the neighbourhood's own spread: a model "
         "that writes just like it would lie on it.",
         "Box plots of comments' distance to the centroid, by protocol and generation, a panel for each target.",
     ),
     Figure(
-        "controls", "Competition against the controls",
+        "controls",
+        "Competition against the controls",
         "Competition minus the single model, minus a random part without competition, and minus the averaged adapters, "
         "comment by comment. Below 0, competition is closer. Bars: 95 % intervals.",
         "Dot plots of paired differences between the competition and the single model, the random control and the "
         "averaged control.",
     ),
     Figure(
-        "movement", "Movement through emotion space",
+        "movement",
+        "Movement through emotion space",
         "Comments and their means in the first two principal components of a target's panel (first seed): from the "
         "base model, generation by generation, towards the centroid.",
         "Scatter plots of comments by generation in two principal components, with the path of the means and the "
         "centroid.",
     ),
     Figure(
-        "selection", "Winner's curse",
+        "selection",
+        "Winner's curse",
         "Each kept variant's distance on the sample that chose it against that on a fresh one. Above the diagonal the "
         "choosing sample flattered it; all distances reported here are of fresh samples.",
         "Scatter plot of the distance of kept variants on a fresh sample against the sample that chose them.",
     ),
-)  # fmt: skip
+)
 FILES = (
     ("summary.csv", "the answer for each target, with intervals"),
     ("generations.csv", "a row a sample of a model"),
@@ -58,9 +63,13 @@ FILES = (
 
 
 def report_page(
-    comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame, summary: pd.DataFrame,
-    base_model: str, mapper: str,
-) -> Page:  # fmt: skip
+    comments: pd.DataFrame,
+    generations: pd.DataFrame,
+    neighbourhoods: pd.DataFrame,
+    summary: pd.DataFrame,
+    base_model: str,
+    mapper: str,
+) -> Page:
     """From the run's tables. base_model, mapper: their names."""
     targets, seeds = len(summary), comments["seed"].nunique()
     multi = generations[(generations["protocol"] == "multi") & (generations["role"] == "selection")]
@@ -70,7 +79,7 @@ def report_page(
         experiment="point_in_space_sim",
         title="A point in emotion space",
         question="Does a language model that is tuned on comments near a point in emotion space come to write such "
-                 "comments, and do competing variants come closer than a single model?",
+        "comments, and do competing variants come closer than a single model?",
         answer=answer(summary),
         setting=[
             f"Base model {base_model}; the mapper {mapper} turns a comment into 28 emotion probabilities. A target's "
@@ -86,24 +95,32 @@ def report_page(
         tables=[published_table(summary), summary_table(summary), generations_table(generations)],
         samples=sampled(comments, neighbourhoods),
         samples_note=f"The first {COMMENTS_SHOWN} comments of each reported sample of the first seed, as drawn, not "
-                     "picked, with their distance to the centroid. They are what a language model and strangers wrote.",
+        "picked, with their distance to the centroid. They are what a language model and strangers wrote.",
         files=FILES,
-    )  # fmt: skip
+    )
 
 
 def answer(summary: pd.DataFrame) -> list[str]:
     """Whether competition came closer than a single model, and than the controls."""
     means = overall(summary)
     reduction, *controls = (
-        estimates(summary.iloc[0], column, f"{column.removesuffix('_percent')}_low",
-                  f"{column.removesuffix('_percent')}_high") if len(summary) == 1 else _estimate(means, column)
+        estimates(
+            summary.iloc[0], column, f"{column.removesuffix('_percent')}_low", f"{column.removesuffix('_percent')}_high"
+        )
+        if len(summary) == 1
+        else _estimate(means, column)
         for column in ("reduction_percent", "multi_minus_sequential", "multi_minus_averaged")
-    )  # fmt: skip
+    )
     units = "targets"
     if len(summary) == 1:
         units = "seeds and comments" if summary["seeds"].iloc[0] > 1 else "comments, one seed"
-    compared = "closer than" if reduction.low > 0 else "less close than" if reduction.high < 0 else (
-        "neither clearly closer nor clearly farther than")  # fmt: skip
+    compared = (
+        "closer than"
+        if reduction.low > 0
+        else "less close than"
+        if reduction.high < 0
+        else ("neither clearly closer nor clearly farther than")
+    )
     on = summary["emotion"].iloc[0] if len(summary) == 1 else f"{len(summary)} targets"
     first = (
         f"On {on}, competing variants ended {compared} a single model: mean distance "
@@ -136,14 +153,26 @@ def published_table(summary: pd.DataFrame) -> Table:
 def summary_table(summary: pd.DataFrame) -> Table:
     protocols = ("base", "single", "multi", "sequential", "averaged")
     rows = [
-        [row["emotion"], *(estimates(row, f"{name}_distance", f"{name}_low", f"{name}_high") for name in protocols),
-         estimates(row, "reduction_percent", "reduction_low", "reduction_high"),
-         *(estimates(row, f"multi_minus_{name}") for name in ("single", "sequential", "averaged")),
-         estimates(row, "fresh_minus_selection"), row["neighbourhood_distance"]]
+        [
+            row["emotion"],
+            *(estimates(row, f"{name}_distance", f"{name}_low", f"{name}_high") for name in protocols),
+            estimates(row, "reduction_percent", "reduction_low", "reduction_high"),
+            *(estimates(row, f"multi_minus_{name}") for name in ("single", "sequential", "averaged")),
+            estimates(row, "fresh_minus_selection"),
+            row["neighbourhood_distance"],
+        ]
         for row in summary.to_dict("records")
-    ]  # fmt: skip
-    columns = ["target", *protocols, "reduction (%)", "multi − single", "multi − sequential", "multi − averaged",
-               "fresh − choosing sample", "neighbourhood"]  # fmt: skip
+    ]
+    columns = [
+        "target",
+        *protocols,
+        "reduction (%)",
+        "multi − single",
+        "multi − sequential",
+        "multi − averaged",
+        "fresh − choosing sample",
+        "neighbourhood",
+    ]
     caption = (
         "Mean distance of fresh comments to the centroid, last model of each protocol. sequential: a random part, no "
         "competition; averaged: the variants' adapters averaged, brought back to the same rank. 95 % bootstrap "
@@ -155,13 +184,32 @@ def summary_table(summary: pd.DataFrame) -> Table:
 def generations_table(generations: pd.DataFrame) -> Table:
     report = generations[generations["role"] == "report"]
     rows = [
-        [row["emotion"], row["seed"], row["protocol"], row["generation"], row["training_comments"],
-         Estimate(row["mean_distance"], row["interval_low"], row["interval_high"]), row["centre_distance"],
-         row["distinct_2"], row["broken"], row["copied"]]
+        [
+            row["emotion"],
+            row["seed"],
+            row["protocol"],
+            row["generation"],
+            row["training_comments"],
+            Estimate(row["mean_distance"], row["interval_low"], row["interval_high"]),
+            row["centre_distance"],
+            row["distinct_2"],
+            row["broken"],
+            row["copied"],
+        ]
         for row in report.to_dict("records")
-    ]  # fmt: skip
-    columns = ["target", "seed", "protocol", "generation", "tuned on", "mean distance", "centre distance",
-               "distinct pairs", "broken", "copied"]  # fmt: skip
+    ]
+    columns = [
+        "target",
+        "seed",
+        "protocol",
+        "generation",
+        "tuned on",
+        "mean distance",
+        "centre distance",
+        "distinct pairs",
+        "broken",
+        "copied",
+    ]
     caption = (
         "Fresh samples of every kept model. tuned on: comments in that generation. centre distance: of the sample's "
         "mean vector. distinct pairs: share of distinct word pairs. broken: share empty or cut off. copied: share that "

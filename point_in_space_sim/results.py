@@ -12,8 +12,8 @@ import pandas as pd
 from experiment.files import replace_atomically
 from experiment.statistics import mean_interval
 from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.engine.sampling import distinct_2
 from point_in_space_sim.protocols import Averaged, Batch, Draw, Tuned, derived_seed
-from point_in_space_sim.sampling import distinct_2
 from point_in_space_sim.target import Neighbourhood
 
 RESAMPLES = 4000
@@ -43,8 +43,9 @@ def draw_table(emotion: str, seed: int, drawn: Sequence[tuple[Draw, Batch]]) -> 
     for draw, batch in drawn:
         models = draw.model.models if isinstance(draw.model, Averaged) else (draw.model,)
         tuned_on = sum(len(model.texts) for model in models if isinstance(model, Tuned))
-        rows.append([emotion, draw.protocol, draw.generation, draw.variant, seed, draw.role,
-                     tuned_on, draw.kept, batch.broken])  # fmt: skip
+        rows.append(
+            [emotion, draw.protocol, draw.generation, draw.variant, seed, draw.role, tuned_on, draw.kept, batch.broken]
+        )
     return pd.DataFrame(rows, columns=MODEL + DRAWS)
 
 
@@ -84,13 +85,19 @@ def generation_table(comments: pd.DataFrame, draws: pd.DataFrame, neighbourhoods
         generator = np.random.default_rng(derived_seed(row["seed"], "interval", *map(str, key)))
         low, high = interval(resampled_means(distances[None], *bootstrap_indices((1, len(distances)), generator)))
         centre = sample[list(EMOTIONS)].mean() - centroids.loc[row["emotion"]]
-        rows.append({
-            **{column: row[column] for column in [*MODEL, "training_comments"]},
-            "mean_distance": distances.mean(), "interval_low": low, "interval_high": high, "kept": row["kept"],
-            "centre_distance": float(np.linalg.norm(centre)),
-            "distinct_2": distinct_2(sample["text"].tolist()), "broken": row["broken"],
-            "copied": sample["text"].isin(known[row["emotion"]]).mean(),
-        })  # fmt: skip
+        rows.append(
+            {
+                **{column: row[column] for column in [*MODEL, "training_comments"]},
+                "mean_distance": distances.mean(),
+                "interval_low": low,
+                "interval_high": high,
+                "kept": row["kept"],
+                "centre_distance": float(np.linalg.norm(centre)),
+                "distinct_2": distinct_2(sample["text"].tolist()),
+                "broken": row["broken"],
+                "copied": sample["text"].isin(known[row["emotion"]]).mean(),
+            }
+        )
     return pd.DataFrame(rows).round(6)
 
 
@@ -178,21 +185,31 @@ def summary_row(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhood
     return row
 
 
-def summary_table(
-    comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame
-) -> pd.DataFrame:
+def summary_table(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame) -> pd.DataFrame:
     """summary.csv: one row a target."""
     rows = []
     for emotion, own in comments.groupby("emotion", sort=False):
-        rows.append(summary_row(own, generations[generations["emotion"] == emotion],
-                                neighbourhoods[neighbourhoods["emotion"] == emotion]))  # fmt: skip
+        rows.append(
+            summary_row(
+                own,
+                generations[generations["emotion"] == emotion],
+                neighbourhoods[neighbourhoods["emotion"] == emotion],
+            )
+        )
     return pd.DataFrame(rows).round(6)
 
 
 ANSWERS = (
-    "single_distance", "multi_distance", "sequential_distance", "averaged_distance", "reduction_percent",
-    "multi_minus_single", "multi_minus_sequential", "multi_minus_averaged", "fresh_minus_selection",
-)  # fmt: skip
+    "single_distance",
+    "multi_distance",
+    "sequential_distance",
+    "averaged_distance",
+    "reduction_percent",
+    "multi_minus_single",
+    "multi_minus_sequential",
+    "multi_minus_averaged",
+    "fresh_minus_selection",
+)
 
 
 def overall(summary: pd.DataFrame) -> dict[str, object]:

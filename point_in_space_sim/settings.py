@@ -6,27 +6,7 @@ from typing import Any, Literal
 from experiment.command_line import CommonSettings, check_name, check_range
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS
-
-
-@dataclass(frozen=True)
-class TuningSettings:
-    """How a variant is tuned. The defaults were chosen by study_hyperparameters.py."""
-
-    method: Literal["lora", "full"] = "lora"
-    layers: int = 20  # how many of the upper decoder layers are tuned; at most the model's own number
-    rank: int = 16  # of the LoRA factors; their product is scaled by lora_alpha / rank = 2
-    learning_rate: float = 4e-3
-    epochs: int = 3
-    batch_size: int = 8  # comments a step
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How comments are drawn."""
-
-    temperature: float = 0.7  # divides the logits
-    top_p: float = 0.9  # draw from the likeliest tokens that together hold this probability
-    max_new_tokens: int = 48
+from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 
 
 @dataclass(frozen=True)
@@ -81,7 +61,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # In one process: to start others would take longer than they would save.
     "quick": {
-        "generations": 1, "variants": 2, "neighbours": 24, "samples": 8, "epochs": 2, "max_new_tokens": 24, "jobs": 1,
+        "generations": 1,
+        "variants": 2,
+        "neighbours": 24,
+        "samples": 8,
+        "epochs": 2,
+        "max_new_tokens": 24,
+        "jobs": 1,
     },
     "reference": {
         "emotions": ("gratitude", "love", "joy", "sadness", "fear", "nervousness"),

@@ -16,21 +16,25 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+import numpy as np
+import pandas as pd
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-
-from experiment.errors import InputError  # noqa: E402
-from experiment.files import replace_atomically  # noqa: E402
-from point_in_space_sim.settings import SamplingSettings, TuningSettings  # noqa: E402
+from experiment.errors import InputError
+from experiment.files import ROOT, replace_atomically
+from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 
 CHOSEN_ON = ("joy", "nervousness")
 CHECKED_ON = ("gratitude", "sadness", "fear", "love")
 BROKEN, COPIED, VARIETY = 0.05, 0.10, 0.75  # at most, at most, at least
-START = {"learning_rate": 2e-3, "epochs": 5, "layers": 10, "rank": 16, "batch_size": 11, "temperature": 1.0,
-         "top_p": 0.95}  # fmt: skip
+START = {
+    "learning_rate": 2e-3,
+    "epochs": 5,
+    "layers": 10,
+    "rank": 16,
+    "batch_size": 11,
+    "temperature": 1.0,
+    "top_p": 0.95,
+}
 STAGES: tuple[tuple[str, dict[str, tuple]], ...] = (
     ("learning rate and epochs", {"learning_rate": (1e-3, 2e-3, 4e-3), "epochs": (3, 5)}),
     ("layers", {"layers": (5, 10, 20)}),
@@ -71,21 +75,23 @@ class Trial:
 
     @property
     def tuning(self) -> TuningSettings:
-        return TuningSettings(**{name: value for name, value in self.setting.items()
-                                 if name in TuningSettings.__dataclass_fields__})  # type: ignore[arg-type]
+        return TuningSettings(
+            **{name: value for name, value in self.setting.items() if name in TuningSettings.__dataclass_fields__}
+        )  # type: ignore[arg-type]
 
     @property
     def sampling(self) -> SamplingSettings:
-        return SamplingSettings(**{name: value for name, value in self.setting.items()
-                                   if name in SamplingSettings.__dataclass_fields__})  # type: ignore[arg-type]
+        return SamplingSettings(
+            **{name: value for name, value in self.setting.items() if name in SamplingSettings.__dataclass_fields__}
+        )  # type: ignore[arg-type]
 
 
 @cache
 def loaded(base_model: str, mapper: str) -> tuple[Any, ...]:
     """(base model, mapper, corpus, its vectors), once a process."""
-    from point_in_space_sim.assets import cache_folder
-    from point_in_space_sim.base_model import load_base_model
     from point_in_space_sim.corpus import load_corpus
+    from point_in_space_sim.engine.assets import cache_folder
+    from point_in_space_sim.engine.base_model import load_base_model
     from point_in_space_sim.mapper import load_mapper, map_texts
 
     corpus, loaded_mapper = load_corpus(), load_mapper(mapper)
@@ -96,7 +102,7 @@ def loaded(base_model: str, mapper: str) -> tuple[Any, ...]:
 @lru_cache(maxsize=16)  # the stage that varies sampling alone tunes nothing anew
 def tuned(base_model: str, mapper: str, emotion: str, comments: int, tuning: TuningSettings, seed: int) -> Any:
     """(adapter, seconds it took, training texts, neighbourhood)."""
-    from point_in_space_sim.fine_tuning import tune
+    from point_in_space_sim.engine.fine_tuning import tune
     from point_in_space_sim.target import emotion_target, find_neighbourhood
 
     base, _, corpus, vectors = loaded(base_model, mapper)
@@ -109,13 +115,14 @@ def tuned(base_model: str, mapper: str, emotion: str, comments: int, tuning: Tun
 
 def run_trial(trial: Trial) -> dict[str, Any]:
     """A row of trials.csv."""
-    from point_in_space_sim.sampling import distinct_2, sample_comments
+    from point_in_space_sim.engine.sampling import distinct_2, sample_comments
     from point_in_space_sim.target import distances_to
 
     run = trial.run
     tune_seed, sample_seed = (int(s) for s in np.random.SeedSequence(trial.seed).generate_state(2))
     adapter, tuning_seconds, texts, neighbourhood = tuned(
-        run.base_model, run.mapper, trial.emotion, run.comments, trial.tuning, tune_seed)
+        run.base_model, run.mapper, trial.emotion, run.comments, trial.tuning, tune_seed
+    )
     base, mapper, *_ = loaded(run.base_model, run.mapper)
     begin = time.perf_counter()
     samples = sample_comments(base, run.samples, sample_seed, trial.sampling, adapter)
@@ -125,15 +132,23 @@ def run_trial(trial: Trial) -> dict[str, Any]:
     # Of equally many texts, since word pairs repeat more the more texts there are.
     compared = min(len(texts), len(samples.texts))
     return {
-        "stage": trial.stage, "emotion": trial.emotion, "seed": trial.seed, **trial.setting,
-        "mean_distance": distances.mean(), "variance_of_mean": distances.var(ddof=1) / len(distances),
-        "neighbourhood_distance": neighbourhood.distances.mean(), "broken": samples.broken,
+        "stage": trial.stage,
+        "emotion": trial.emotion,
+        "seed": trial.seed,
+        **trial.setting,
+        "mean_distance": distances.mean(),
+        "variance_of_mean": distances.var(ddof=1) / len(distances),
+        "neighbourhood_distance": neighbourhood.distances.mean(),
+        "broken": samples.broken,
         "copied": float(np.mean([text.lower() in known for text in samples.texts])),
         "distinct_2": distinct_2(samples.texts),
         "variety": distinct_2(samples.texts[:compared]) / distinct_2(texts[:compared]),
-        "tuning_seconds": tuning_seconds, "sampling_seconds": sampling_seconds,
-        "example": samples.texts[0], "mapper": mapper.name, "dtype": str(base.dtype).removeprefix("torch."),
-    }  # fmt: skip
+        "tuning_seconds": tuning_seconds,
+        "sampling_seconds": sampling_seconds,
+        "example": samples.texts[0],
+        "mapper": mapper.name,
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }
 
 
 def by_setting(trials: pd.DataFrame) -> pd.DataFrame:
@@ -141,10 +156,13 @@ def by_setting(trials: pd.DataFrame) -> pd.DataFrame:
     table = trials.groupby(list(START), sort=False, as_index=False).agg(
         mean_distance=("mean_distance", "mean"),
         standard_error=("variance_of_mean", lambda v: v.sum() ** 0.5 / len(v)),
-        broken=("broken", "mean"), copied=("copied", "mean"), distinct_2=("distinct_2", "mean"),
-        variety=("variety", "mean"), tuning_seconds=("tuning_seconds", "mean"),
+        broken=("broken", "mean"),
+        copied=("copied", "mean"),
+        distinct_2=("distinct_2", "mean"),
+        variety=("variety", "mean"),
+        tuning_seconds=("tuning_seconds", "mean"),
         sampling_seconds=("sampling_seconds", "mean"),
-    )  # fmt: skip
+    )
     table["readable"] = (table.broken <= BROKEN) & (table.copied <= COPIED) & (table.variety >= VARIETY)
     return table
 
@@ -167,13 +185,19 @@ def main(settings: Settings) -> None:
     path = settings.output_dir / "trials.csv"
     rows: list[dict[str, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
     if rows and rows[0]["mapper"] != (name := loaded(settings.base_model, settings.mapper)[1].name):
-        raise InputError(f"{path} holds trials with the mapper {rows[0]['mapper']}, not {name}: remove it, or choose "
-                         "another --output-dir")
+        raise InputError(
+            f"{path} holds trials with the mapper {rows[0]['mapper']}, not {name}: remove it, or choose "
+            "another --output-dir"
+        )
 
     def run_all(stage: str, candidates: list[dict[str, Any]], emotions: tuple[str, ...]) -> pd.DataFrame:
         """The stage's trials; those already in trials.csv are not run again."""
-        wanted = [Trial(stage, emotion, seed, candidate, settings)
-                  for candidate in candidates for emotion in emotions for seed in range(settings.seeds)]
+        wanted = [
+            Trial(stage, emotion, seed, candidate, settings)
+            for candidate in candidates
+            for emotion in emotions
+            for seed in range(settings.seeds)
+        ]
         done = {key(row) for row in rows}
         new = [trial for trial in wanted if key(asdict(trial) | trial.setting) not in done]
         for row in parallel_map(run_trial, new, jobs=settings.jobs, description=stage):
@@ -196,8 +220,24 @@ def main(settings: Settings) -> None:
     print("\nthe choice, and the untuned base model, on every emotion")
     final = run_all("check", [best, {**best, "epochs": 0}], (*CHOSEN_ON, *CHECKED_ON))
     checked = final.groupby(["epochs", "emotion"], sort=False, as_index=False).mean(numeric_only=True)
-    print(checked[["emotion", "epochs", "mean_distance", "neighbourhood_distance", "broken", "copied", "distinct_2",
-                   "variety", "tuning_seconds", "sampling_seconds"]].round(3).to_string(index=False))  # fmt: skip
+    print(
+        checked[
+            [
+                "emotion",
+                "epochs",
+                "mean_distance",
+                "neighbourhood_distance",
+                "broken",
+                "copied",
+                "distinct_2",
+                "variety",
+                "tuning_seconds",
+                "sampling_seconds",
+            ]
+        ]
+        .round(3)
+        .to_string(index=False)
+    )
     write(pd.DataFrame(chosen), settings.output_dir / "choice.csv")
     draw(pd.DataFrame(rows), best, settings.output_dir)
 
@@ -219,13 +259,24 @@ def draw(trials: pd.DataFrame, best: dict[str, Any], folder: Path) -> None:
     left, right = axes[0]
     for i, (stage, _) in enumerate(STAGES):
         table = by_setting(trials[trials.stage == stage])
-        left.errorbar(table.variety, table.mean_distance, yerr=table.standard_error, fmt=MARKERS[i], ms=4,
-                      color=COLOURS[i], label=stage, lw=0.8)
+        left.errorbar(
+            table.variety,
+            table.mean_distance,
+            yerr=table.standard_error,
+            fmt=MARKERS[i],
+            ms=4,
+            color=COLOURS[i],
+            label=stage,
+            lw=0.8,
+        )
     chosen = by_setting(trials[trials.emotion.isin(CHOSEN_ON) & (trials[list(best)] == pd.Series(best)).all(axis=1)])
     left.plot(chosen.variety, chosen.mean_distance, "o", ms=12, mfc="none", mec="black", label="choice")
     left.axvline(VARIETY, color="grey", lw=0.8, ls="--", label="least variety")
-    left.set(xlabel="word pairs' variety (training comments: 1)", ylabel="mean distance to the centroid",
-             title=f"mean of {' and '.join(CHOSEN_ON)}; bars: one standard error")
+    left.set(
+        xlabel="word pairs' variety (training comments: 1)",
+        ylabel="mean distance to the centroid",
+        title=f"mean of {' and '.join(CHOSEN_ON)}; bars: one standard error",
+    )
     left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.12, 1.0))
 
     checked = trials[(trials[[n for n in best if n != "epochs"]] == pd.Series(best).drop("epochs")).all(axis=1)]
@@ -235,8 +286,13 @@ def draw(trials: pd.DataFrame, best: dict[str, Any], folder: Path) -> None:
         right.plot(table[emotions], range(len(emotions)), MARKERS[offset], color=COLOURS[offset], label=label)
     own = trials.groupby("emotion").neighbourhood_distance.mean()[emotions]
     right.plot(own, range(len(emotions)), "|", ms=12, color="black", label="the neighbourhood itself")
-    right.set(yticks=range(len(emotions)), yticklabels=emotions, xlabel="mean distance to the centroid", xlim=(0, None),
-              ylim=(-0.5, len(emotions) + 1.2))
+    right.set(
+        yticks=range(len(emotions)),
+        yticklabels=emotions,
+        xlabel="mean distance to the centroid",
+        xlim=(0, None),
+        ylim=(-0.5, len(emotions) + 1.2),
+    )
     right.set_title("the choice, on each emotion")
     right.annotate(f"mapper {trials.mapper.iloc[0]}", (1, -0.2), xycoords="axes fraction", ha="right", fontsize=6)
     right.legend(fontsize=7, loc="upper left")

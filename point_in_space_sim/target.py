@@ -53,7 +53,7 @@ def mixture_target(weights: dict[str, float]) -> Target:
 
 
 def parse_mixture(text: str) -> dict[str, float]:
-    """"joy=0.7,gratitude=0.3" -> {"joy": 0.7, "gratitude": 0.3}. Raises InputError for anything else."""
+    """ "joy=0.7,gratitude=0.3" -> {"joy": 0.7, "gratitude": 0.3}. Raises InputError for anything else."""
     weights: dict[str, float] = {}
     for entry in text.split(","):
         emotion, _, number = (field.strip() for field in entry.partition("="))

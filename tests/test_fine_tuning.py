@@ -9,8 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from experiment.errors import InputError
-from point_in_space_sim.base_model import DEFAULT_BASE_MODEL, load_base_model, run_layers
-from point_in_space_sim.fine_tuning import (
+from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, load_base_model, run_layers
+from point_in_space_sim.engine.fine_tuning import (
     Adapter,
     TuningSettings,
     _trainable,
@@ -61,7 +61,8 @@ def reference_loss(base, texts):
 def test_architectures(base, gpt2):
     assert base.has_plain_layers and not gpt2.has_plain_layers
     assert base.tokenizer.decode(base.prompt) == (
-        "<|im_start|>user\nWrite a Reddit comment.<|im_end|>\n<|im_start|>assistant\n")
+        "<|im_start|>user\nWrite a Reddit comment.<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert gpt2.tokenizer.decode(gpt2.prompt) == "Write a Reddit comment.\n"
     assert encode_comment(base, "no")[-1] == base.tokenizer.eos_token_id
 
@@ -70,7 +71,8 @@ def test_architectures(base, gpt2):
 def test_packed_loss_equals_token_by_token_reference(base, layers):
     activations = frozen_activations(base, TEXTS, replace(SETTINGS, layers=layers))
     assert packed_loss(base, TEXTS, activations, backward=False) == pytest.approx(
-        float(reference_loss(base, TEXTS)), abs=1e-5)
+        float(reference_loss(base, TEXTS)), abs=1e-5
+    )
 
 
 def test_padded_loss_equals_token_by_token_reference(base, gpt2):
@@ -98,8 +100,10 @@ def random_adapter(base, seed=0, settings=SETTINGS):
     generator = torch.Generator().manual_seed(seed)
     with _trainable(base, settings, None, seed) as (_, learnt):
         adapter = learnt()
-    return Adapter({name: 0.1 * torch.randn(weight.shape, generator=generator)
-                    for name, weight in adapter.weights.items()}, adapter.lora_config)
+    return Adapter(
+        {name: 0.1 * torch.randn(weight.shape, generator=generator) for name, weight in adapter.weights.items()},
+        adapter.lora_config,
+    )
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -107,8 +111,10 @@ def test_frozen_activation_training_equals_plain_training(base, method, monkeypa
     settings = replace(SETTINGS, method=method, learning_rate=1e-2 if method == "lora" else 1e-3)
     fast = tune(base, TEXTS, settings, seed=3)
     # The same steps, each through the whole model on padded rows.
-    monkeypatch.setattr("point_in_space_sim.fine_tuning.packed_loss",
-                        lambda base, texts, activations, backward: padded_loss(base, texts).backward())
+    monkeypatch.setattr(
+        "point_in_space_sim.engine.fine_tuning.packed_loss",
+        lambda base, texts, activations, backward: padded_loss(base, texts).backward(),
+    )
     plain = tune(base, TEXTS, settings, seed=3)
     assert fast.weights.keys() == plain.weights.keys()
     for name in fast.weights:
@@ -128,8 +134,9 @@ def test_tuning_learns_and_leaves_the_base_alone(base, method):
         assert packed_loss(base, TEXTS, activations, backward=False) < 0.7 * untuned
         once = packed_loss(base, TEXTS, activations, backward=False)
     assert all(torch.equal(before[name], weight) for name, weight in base.model.state_dict().items())
-    more = tune(base, TEXTS, replace(SETTINGS, method=method, epochs=20), seed=0, start=adapter,
-                activations=activations)
+    more = tune(
+        base, TEXTS, replace(SETTINGS, method=method, epochs=20), seed=0, start=adapter, activations=activations
+    )
     with merged(base, more):
         assert packed_loss(base, TEXTS, activations, backward=False) < once
 

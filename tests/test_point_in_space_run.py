@@ -14,8 +14,8 @@ import pytest
 
 from experiment.command_line import run_script
 from point_in_space_sim import run as run_module
-from point_in_space_sim import workshop
 from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.engine import variants as workshop
 from point_in_space_sim.results import read_csv
 from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_world
 
@@ -31,10 +31,20 @@ def world(tmp_path_factory):
 
 def arguments(world, output, *more):
     options = {
-        "--base-model": world / "llama", "--mapper": world / "roberta", "--corpus": world / "corpus.csv",
-        "--neighbours": 20, "--generations": 2, "--samples": 5, "--epochs": 2, "--layers": 2, "--rank": 4,
-        "--max-new-tokens": 10, "--emotions": "joy", "--jobs": 1, "--output-dir": output,
-    }  # fmt: skip
+        "--base-model": world / "llama",
+        "--mapper": world / "roberta",
+        "--corpus": world / "corpus.csv",
+        "--neighbours": 20,
+        "--generations": 2,
+        "--samples": 5,
+        "--epochs": 2,
+        "--layers": 2,
+        "--rank": 4,
+        "--max-new-tokens": 10,
+        "--emotions": "joy",
+        "--jobs": 1,
+        "--output-dir": output,
+    }
     given = [str(part) for option in options.items() for part in option]
     return [str(ROOT / "point_in_space_sim" / "run.py"), *given, *map(str, more)]
 
@@ -43,14 +53,19 @@ def run_here(monkeypatch, world, output, *more):
     """Exit code of the script in this process."""
     monkeypatch.setattr(sys, "argv", arguments(world, output, *more))
     monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
-    return run_script(run_module.main, run_module.Settings, run_module.PRESETS)
+    return run_script("point_in_space_sim.main", run_module.Settings, run_module.PRESETS, run_module.__doc__)
 
 
 def start(world, output, *more):
     environment = {**os.environ, "XDG_CACHE_HOME": str(world / "cache")}
     return subprocess.Popen(
-        [sys.executable, *arguments(world, output, *more)], cwd=world, env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True)  # fmt: skip
+        [sys.executable, *arguments(world, output, *more)],
+        cwd=world,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +80,13 @@ def finished(world):
 
 def content(folder):
     """Everything that equal runs must have in common, as bytes."""
-    paths = [*folder.glob("*.csv"), *folder.glob("*.md"), *folder.glob("*.png"), *folder.glob("training/*"),
-             *folder.glob("adapters/*/*.safetensors")]  # fmt: skip
+    paths = [
+        *folder.glob("*.csv"),
+        *folder.glob("*.md"),
+        *folder.glob("*.png"),
+        *folder.glob("training/*"),
+        *folder.glob("adapters/*/*.safetensors"),
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
@@ -81,9 +101,14 @@ def test_files_of_a_run(finished):
     for name in FIGURES:
         assert (folder / f"{name}.png").stat().st_size > 5000 and (folder / f"{name}.pdf").stat().st_size > 5000
     assert {path.name for path in folder.iterdir()} == {
-        *(f"{name}.csv" for name in TABLES), *(f"{name}.{end}" for name in FIGURES for end in ("png", "pdf")),
-        "comments.md", "report.html", "run.json", "training", "adapters",
-    }  # fmt: skip
+        *(f"{name}.csv" for name in TABLES),
+        *(f"{name}.{end}" for name in FIGURES for end in ("png", "pdf")),
+        "comments.md",
+        "report.html",
+        "run.json",
+        "training",
+        "adapters",
+    }
     record = json.loads((folder / "run.json").read_text())
     assert record["emotions"] == ["joy"] and record["neighbours"] == 20 and record["epochs"] == 2
     for name in ("base_model_sha256", "mapper_sha256", "corpus_sha256"):
@@ -95,8 +120,17 @@ def test_files_of_a_run(finished):
 def test_comments_and_their_distances(finished):
     folder, _ = finished
     comments, near = read_csv(folder / "comments.csv"), read_csv(folder / "neighbourhoods.csv")
-    assert list(comments) == ["emotion", "protocol", "generation", "variant", "seed", "role", "text", *EMOTIONS,
-                              "distance"]  # fmt: skip
+    assert list(comments) == [
+        "emotion",
+        "protocol",
+        "generation",
+        "variant",
+        "seed",
+        "role",
+        "text",
+        *EMOTIONS,
+        "distance",
+    ]
     # base; three single; (three chosen from, one report) x 2 generations; two controls x 2.
     assert len(comments) == 5 * (1 + 3 + 2 * 4 + 2 * 2)
     centroid = near.loc[near["rank"] > 0, list(EMOTIONS)].mean().to_numpy()
@@ -201,8 +235,24 @@ def test_finished_target_is_not_run_again_and_others_are_added(finished, world, 
 
 def test_full_tuning_of_a_text_target(world, monkeypatch, tmp_path):
     text = r"$5 for 10% of $_$ a day"  # no formula, though figures could take it for one
-    assert run_here(monkeypatch, world, tmp_path / "run", "--target-text", text, "--tuning", "full",
-                    "--generations", 1, "--variants", 2, "--learning-rate", 1e-3) == 0  # fmt: skip
+    assert (
+        run_here(
+            monkeypatch,
+            world,
+            tmp_path / "run",
+            "--target-text",
+            text,
+            "--tuning",
+            "full",
+            "--generations",
+            1,
+            "--variants",
+            2,
+            "--learning-rate",
+            1e-3,
+        )
+        == 0
+    )
     summary = read_csv(tmp_path / "run" / "summary.csv")
     assert summary["emotion"].tolist() == [f'"{text}"']
     (kept,) = (tmp_path / "run" / "adapters").glob("*-multi-1")
@@ -258,9 +308,11 @@ def test_folder_of_another_run_is_refused(finished, world, monkeypatch, capsys, 
 
 
 def test_help_imports_nothing_heavy():
-    code = ("import runpy, sys; sys.argv = ['run.py', '--help']\n"
-            "try: runpy.run_path('point_in_space_sim/run.py', run_name='__main__')\n"
-            "except SystemExit as end: print('code', end.code)\n"
-            "print({'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules))")  # fmt: skip
+    code = (
+        "import runpy, sys; sys.argv = ['run.py', '--help']\n"
+        "try: runpy.run_path('point_in_space_sim/run.py', run_name='__main__')\n"
+        "except SystemExit as end: print('code', end.code)\n"
+        "print({'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--target-emotions" in done.stdout and done.stdout.endswith("code 0\nset()\n")

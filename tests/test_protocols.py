@@ -42,8 +42,7 @@ class Fake:
                 generator = np.random.default_rng([sample, derived_seed(0, name_of(request.model))])
                 vectors = generator.random((self.samples, 28))
                 texts = tuple(f"{name_of(request.model)} {sample} {i}" for i in range(self.samples))
-                drawn[name_of(request.model), sample] = Batch(
-                    texts, vectors, np.linalg.norm(vectors, axis=1), 0.0)  # fmt: skip
+                drawn[name_of(request.model), sample] = Batch(texts, vectors, np.linalg.norm(vectors, axis=1), 0.0)
         return drawn
 
 
@@ -113,8 +112,10 @@ def test_single_models_are_independent_and_nearest_first():
 def test_protocols_share_their_first_generation_and_each_model_is_asked_for_once_a_step():
     fake = Fake()
     played = play(game(), fake)
-    first = {name: [d for d, _ in played if d.protocol == name and d.generation == 1] for name in
-             ("multi", "sequential", "averaged")}  # fmt: skip
+    first = {
+        name: [d for d, _ in played if d.protocol == name and d.generation == 1]
+        for name in ("multi", "sequential", "averaged")
+    }
     variants = [draw.model.name for draw in first["multi"] if draw.role == "selection"]
     assert first["sequential"][0].model.name in variants
     assert [model.name for model in first["averaged"][0].model.models] == variants
@@ -144,8 +145,12 @@ def test_a_protocol_does_not_depend_on_which_others_are_played():
 
 def test_seeds_differ_by_purpose_target_seed_and_generation():
     games = [game(seed=seed, target=target) for seed in (0, 1) for target in ("joy", "fear")]
-    seeds = [own.seed_of(purpose, generation) for own in games for purpose in ("deal", "tune", "report", "selection")
-             for generation in (0, 1, 2)]  # fmt: skip
+    seeds = [
+        own.seed_of(purpose, generation)
+        for own in games
+        for purpose in ("deal", "tune", "report", "selection")
+        for generation in (0, 1, 2)
+    ]
     assert len(set(seeds)) == len(seeds)
     assert derived_seed(3, "a", 1) == derived_seed(3, "a", 1)
 
@@ -155,7 +160,9 @@ def test_merged_requests():
     same = Tuned(("a",), None, 0)
     merged = merge_requests([Request(model, (1,)), Request(None, (2,)), Request(same, (1, 3), ("kept",))])
     assert [(name_of(r.model), r.samples, r.keep_as) for r in merged] == [
-        (model.name, (1, 3), ("kept",)), ("base", (2,), ())]  # fmt: skip
+        (model.name, (1, 3), ("kept",)),
+        ("base", (2,), ()),
+    ]
     assert Tuned(("a",), model, 0).name != model.name != Tuned(("a",), None, 1).name
 
 
@@ -187,30 +194,52 @@ def table_of(rows):
     tables = []
     for (protocol, generation, variant, role), distances in rows.items():
         for seed, values in enumerate(distances):
-            tables.append(pd.DataFrame({
-                "emotion": "joy", "protocol": protocol, "generation": generation, "variant": variant, "seed": seed,
-                "role": role, "text": "so glad", "distance": values, **dict.fromkeys(EMOTIONS, 0.0)}))  # fmt: skip
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "emotion": "joy",
+                        "protocol": protocol,
+                        "generation": generation,
+                        "variant": variant,
+                        "seed": seed,
+                        "role": role,
+                        "text": "so glad",
+                        "distance": values,
+                        **dict.fromkeys(EMOTIONS, 0.0),
+                    }
+                )
+            )
     return pd.concat(tables, ignore_index=True)
 
 
 def test_summary_reports_fresh_samples_with_paired_intervals():
     generator = np.random.default_rng(1)
     shared = generator.random((2, 50))
-    comments = table_of({
-        ("base", 0, 0, "report"): 1.1 + 0 * shared,
-        ("single", 1, 1, "report"): 9 + shared,
-        ("single", 2, 1, "report"): 0.5 + shared,
-        ("multi", 1, 1, "selection"): 0.01 * shared,
-        ("multi", 1, 2, "selection"): 7 + shared,
-        ("multi", 1, 1, "report"): 0.3 + shared,
-        ("sequential", 1, 2, "report"): 0.4 + shared,
-        ("averaged", 1, 0, "report"): 0.2 + shared,
-    })  # fmt: skip
+    comments = table_of(
+        {
+            ("base", 0, 0, "report"): 1.1 + 0 * shared,
+            ("single", 1, 1, "report"): 9 + shared,
+            ("single", 2, 1, "report"): 0.5 + shared,
+            ("multi", 1, 1, "selection"): 0.01 * shared,
+            ("multi", 1, 2, "selection"): 7 + shared,
+            ("multi", 1, 1, "report"): 0.3 + shared,
+            ("sequential", 1, 2, "report"): 0.4 + shared,
+            ("averaged", 1, 0, "report"): 0.2 + shared,
+        }
+    )
     draws = comments.drop_duplicates(["protocol", "generation", "variant", "seed", "role"]).assign(
-        training_comments=5, broken=0.0)  # fmt: skip
+        training_comments=5, broken=0.0
+    )
     draws["kept"] = ~((draws["variant"] == 2) & (draws["protocol"] == "multi"))
-    neighbourhood = pd.DataFrame({"emotion": "joy", "rank": [0, 1, 2], "text": ["t", "so glad", "u"],
-                                  "distance": [0.1, 0.3, 0.5], **dict.fromkeys(EMOTIONS, 0.0)})  # fmt: skip
+    neighbourhood = pd.DataFrame(
+        {
+            "emotion": "joy",
+            "rank": [0, 1, 2],
+            "text": ["t", "so glad", "u"],
+            "distance": [0.1, 0.3, 0.5],
+            **dict.fromkeys(EMOTIONS, 0.0),
+        }
+    )
     generations = generation_table(comments, draws, neighbourhood)
     row = summary_row(comments, generations, neighbourhood)
 

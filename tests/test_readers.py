@@ -13,7 +13,7 @@ from experiment.errors import InputError
 from experiment.run_folder import load_arrays, open_run
 from experiment.verify import read_record
 from point_in_space_sim.corpus import load_corpus
-from point_in_space_sim.fine_tuning import load_adapter
+from point_in_space_sim.engine.fine_tuning import load_adapter
 from point_in_space_sim.target import parse_mixture
 from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
 
@@ -22,10 +22,37 @@ QUICK = settings(
 )
 # Cells as people and programs write them, and worse.
 CELLS = st.one_of(
-    st.sampled_from(["1", "2", "3.5", "-1", "0", "nan", "inf", "1e999", "", " ", "Drama|Comedy", "joy", '"', "\0", "é",
-                     "1,5", "a\nb", "a\r\nb", "\ufeff", "9" * 30, "None", "True", "0x1"]),
-    st.text(max_size=6), st.integers(-3, 6).map(str), st.floats(allow_nan=False, width=16).map(repr),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "1",
+            "2",
+            "3.5",
+            "-1",
+            "0",
+            "nan",
+            "inf",
+            "1e999",
+            "",
+            " ",
+            "Drama|Comedy",
+            "joy",
+            '"',
+            "\0",
+            "é",
+            "1,5",
+            "a\nb",
+            "a\r\nb",
+            "\ufeff",
+            "9" * 30,
+            "None",
+            "True",
+            "0x1",
+        ]
+    ),
+    st.text(max_size=6),
+    st.integers(-3, 6).map(str),
+    st.floats(allow_nan=False, width=16).map(repr),
+)
 HEADERS = st.permutations(["userId", "movieId", "rating", "genres", "text", "emotion"])
 ROWS = st.lists(st.lists(CELLS, min_size=1, max_size=7), max_size=6)
 BYTES = st.binary(max_size=300)
@@ -79,8 +106,10 @@ def test_movielens(ratings, movies, tmp_path):
 
 
 @QUICK
-@given(rows=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.sampled_from([0.5, 5, 5.5])), max_size=8),
-       genres=st.lists(st.sampled_from(["A", "A|B", "", "(no genres listed)"]), min_size=1, max_size=4))  # fmt: skip
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.sampled_from([0.5, 5, 5.5])), max_size=8),
+    genres=st.lists(st.sampled_from(["A", "A|B", "", "(no genres listed)"]), min_size=1, max_size=4),
+)
 def test_movielens_against_plain_means(rows, genres, tmp_path):
     """What is read is the mean by user and genre, computed the slow way; what is refused has a reason."""
     (tmp_path / "movies.csv").write_bytes(as_csv(["movieId", "genres"], [(i + 1, g) for i, g in enumerate(genres)]))
@@ -130,8 +159,14 @@ def test_corpora_keep_every_text(texts, tmp_path):
 
 
 @QUICK
-@given(text=st.one_of(st.text(max_size=30), st.lists(st.tuples(st.sampled_from(["joy", "fear", "joi", ""]), CELLS)).map(
-    lambda pairs: ",".join(f"{name}={value}" for name, value in pairs))))  # fmt: skip
+@given(
+    text=st.one_of(
+        st.text(max_size=30),
+        st.lists(st.tuples(st.sampled_from(["joy", "fear", "joi", ""]), CELLS)).map(
+            lambda pairs: ",".join(f"{name}={value}" for name, value in pairs)
+        ),
+    )
+)
 def test_mixtures(text):
     try:
         weights = parse_mixture(text)
@@ -169,10 +204,12 @@ def test_adapters(config, weights, tmp_path):
 
 
 @QUICK
-@given(record=st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-))  # fmt: skip
+@given(
+    record=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    )
+)
 def test_records_of_any_json(record, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(record))
     if isinstance(record, dict):

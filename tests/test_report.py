@@ -28,20 +28,31 @@ from user_grouping_evaluation_sim.tables import regret
 
 ATTACK = '</p></style></script><script>document.title = "owned"</script><img src=x onerror=alert(1)>"\'&<!--' + 60 * "w"
 PAGE = Page(
-    experiment="user_grouping_evaluation_sim", title=f"Title {ATTACK}", question=f"Question {ATTACK}",
-    answer=[f"Answer {ATTACK}", "More."], setting=[f"Setting {ATTACK}"],
+    experiment="user_grouping_evaluation_sim",
+    title=f"Title {ATTACK}",
+    question=f"Question {ATTACK}",
+    answer=[f"Answer {ATTACK}", "More."],
+    setting=[f"Setting {ATTACK}"],
     figures=[Figure("plot", f"Plot {ATTACK}", f"Caption {ATTACK}", f"Alt {ATTACK}")],
     tables=[
-        Table(f"Table {ATTACK}", f"Caption {ATTACK}", ["name", f"value {ATTACK}", "estimate", "yes"],
-              [["b", 10, Estimate(-0.5, -0.75, -0.25), True], ["a", 9, Estimate(float("nan"), float("nan"), 0.0), None],
-               [ATTACK, 100, Estimate(1.5, float("nan"), float("nan")), False]], f"{ATTACK}.csv"),
+        Table(
+            f"Table {ATTACK}",
+            f"Caption {ATTACK}",
+            ["name", f"value {ATTACK}", "estimate", "yes"],
+            [
+                ["b", 10, Estimate(-0.5, -0.75, -0.25), True],
+                ["a", 9, Estimate(float("nan"), float("nan"), 0.0), None],
+                [ATTACK, 100, Estimate(1.5, float("nan"), float("nan")), False],
+            ],
+            f"{ATTACK}.csv",
+        ),
     ],
     samples={
         f"Heading {ATTACK}": [Sample(f"Sample {ATTACK}", [(0.5, ATTACK), (1, "\x00\x1b\u202e\ud800\ufffe"), (2, "")])],
     },
     samples_note=f"Note {ATTACK}",
     files=[(f"{ATTACK}.csv", f"File {ATTACK}"), ("javascript:alert(1)", "an address")],
-)  # fmt: skip
+)
 
 
 def finished_run(folder, page=PAGE, **identity):
@@ -101,8 +112,12 @@ def test_what_comes_from_outside_stays_text(folder):
 def test_nothing_is_fetched_and_only_our_script_may_run(folder):
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = Elements(text)
-    addresses = [(tag, attributes[name]) for tag, attributes in page.found
-                 for name in ("src", "href", "action", "srcset") if name in attributes]  # fmt: skip
+    addresses = [
+        (tag, attributes[name])
+        for tag, attributes in page.found
+        for name in ("src", "href", "action", "srcset")
+        if name in attributes
+    ]
     for tag, address in addresses:
         assert address.startswith(("data:", "#")) or (tag == "a" and re.fullmatch(r"[\w.%~/-]+", address)), address
     assert "url(" not in text and "@import" not in text
@@ -150,10 +165,13 @@ def test_numbers_of_a_column_share_their_decimals():
     rows = [["a", 0.1234, 12, Estimate(-12.34, -20.0, -4.0)], ["b", 0.5, 7, Estimate(0.001, float("nan"), 0.0)]]
     table = table_html(Table("T", "C", ["", "x", "n", "e"], rows))
     assert re.findall(r'<td class="number" data-value="([^"]*)">(.*?)</td>', table) == [
-        ("0.1234", "0.123"), ("12.0", "12"),
+        ("0.1234", "0.123"),
+        ("12.0", "12"),
         ("-12.34", '−12.3 <span class="interval">[−20.0, −4.0]</span>'),
-        ("0.5", "0.500"), ("7.0", "7"), ("0.001", "0.0"),
-    ]  # fmt: skip
+        ("0.5", "0.500"),
+        ("7.0", "7"),
+        ("0.001", "0.0"),
+    ]
     assert report.format_number(-0.0001, 2) == "0.00" and report.format_number(float("nan"), 2) == "–"
 
 
@@ -178,8 +196,11 @@ def grouping_run(folder, shift=0.0, seed=0, finished=True):
     """A folder as a user grouping run leaves it; `shift` is added to the final distance of random, l2."""
     folder.mkdir()
     rng = np.random.default_rng(seed)
-    rows = [[grouping, "l2", "marginal", run, rng.normal(3) + shift * (grouping == "random"), rng.uniform(), 0.5]
-            for grouping in ("random", "interleaved") for run in range(8)]  # fmt: skip
+    rows = [
+        [grouping, "l2", "marginal", run, rng.normal(3) + shift * (grouping == "random"), rng.uniform(), 0.5]
+        for grouping in ("random", "interleaved")
+        for run in range(8)
+    ]
     columns = ["grouping", "metric", "scoring", "run", "final_distance", "pearson", "spearman"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "runs.csv", index=False)
     if finished:
@@ -212,9 +233,14 @@ def space_run(folder, shift=0.0):
     """A folder as a point-in-space run leaves it: two targets, three seeds, two generations."""
     folder.mkdir()
     rng = np.random.default_rng(5)
-    rows = [[emotion, protocol, generation, 0, seed, role, rng.normal(1) + shift * (generation == 2)]
-            for emotion in ("joy", "fear") for seed in range(3) for protocol in ("single", "multi")
-            for generation in (1, 2) for role in ("selection", "report")]  # fmt: skip
+    rows = [
+        [emotion, protocol, generation, 0, seed, role, rng.normal(1) + shift * (generation == 2)]
+        for emotion in ("joy", "fear")
+        for seed in range(3)
+        for protocol in ("single", "multi")
+        for generation in (1, 2)
+        for role in ("selection", "report")
+    ]
     columns = ["emotion", "protocol", "generation", "variant", "seed", "role", "mean_distance"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "generations.csv", index=False)
     (folder / "run.json").write_text(json.dumps({"experiment": "point_in_space_sim", "seed": 0}))
@@ -285,11 +311,21 @@ def test_every_kind_of_cell_has_its_row_head(link):
 def test_answer_of_user_grouping():
     """The second combination is 0.5 closer in every run, whatever the runs' own level, and agrees more by 0.2."""
     level = np.array([3.0, 5.0, 7.0])
-    frames = [pd.DataFrame({
-        "grouping": "random", "metric": "l2", "scoring": scoring, "run": range(3), "start_distance": 10.0,
-        "hull_distance": 2.0, "final_distance": level - 0.5 * (scoring == "attributed"),
-        "pearson": 0.6 + 0.2 * (scoring == "attributed") + 0.01 * level,
-    }) for scoring in ("marginal", "attributed")]  # fmt: skip
+    frames = [
+        pd.DataFrame(
+            {
+                "grouping": "random",
+                "metric": "l2",
+                "scoring": scoring,
+                "run": range(3),
+                "start_distance": 10.0,
+                "hull_distance": 2.0,
+                "final_distance": level - 0.5 * (scoring == "attributed"),
+                "pearson": 0.6 + 0.2 * (scoring == "attributed") + 0.01 * level,
+            }
+        )
+        for scoring in ("marginal", "attributed")
+    ]
     runs = pd.concat(frames, ignore_index=True)
     said = grouping_answer(runs.assign(regret=regret(runs)))
     mean, low, high = mean_interval(level - 0.5)
@@ -307,8 +343,11 @@ def test_answer_of_user_grouping():
 def test_answer_of_point_in_space(low, high, verdict):
     """The sentence says no more than the interval does."""
     columns = [*ANSWERS, "base_distance", "neighbourhood_distance"]
-    ends = {f"{name.removesuffix('_percent')}_{end}": value for name in ANSWERS
-            for end, value in (("low", low), ("high", high))}  # fmt: skip
+    ends = {
+        f"{name.removesuffix('_percent')}_{end}": value
+        for name in ANSWERS
+        for end, value in (("low", low), ("high", high))
+    }
     row = {"emotion": "joy", "seeds": 1, **dict.fromkeys(columns, 0.5), "reduction_percent": 7.5, **ends}
     summary = pd.DataFrame([row])
     first = space_answer(summary)[0]

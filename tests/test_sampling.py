@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from experiment.errors import InputError
-from point_in_space_sim.base_model import DEFAULT_BASE_MODEL, load_base_model
-from point_in_space_sim.fine_tuning import merged, tune
-from point_in_space_sim.sampling import (
+from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, load_base_model
+from point_in_space_sim.engine.fine_tuning import merged, tune
+from point_in_space_sim.engine.sampling import (
     _sample_tokens,
     distinct_2,
     draw_tokens,
     end_tokens,
     sample_comments,
 )
-from point_in_space_sim.settings import SamplingSettings, TuningSettings
+from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
 
 SETTINGS = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=12)
@@ -99,7 +99,7 @@ def test_merged_sampling_equals_unmerged_logits(base, adapter):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from point_in_space_sim.fine_tuning import save_adapter
+    from point_in_space_sim.engine.fine_tuning import save_adapter
 
     ids = torch.tensor([base.prompt])
     with merged(base, adapter), torch.no_grad():
@@ -115,7 +115,7 @@ def test_broken_comments_are_counted(base, monkeypatch):
     word, end = base.tokenizer("day")["input_ids"], base.tokenizer.eos_token_id
     space = base.tokenizer(" \n")["input_ids"]
     drawn = [[*word, end], [end], [*word, *word], [*space, end], [*space, *word, *space, *word, end]]
-    monkeypatch.setattr("point_in_space_sim.sampling._sample_tokens", lambda *_: drawn)
+    monkeypatch.setattr("point_in_space_sim.engine.sampling._sample_tokens", lambda *_: drawn)
     samples = sample_comments(base, 5, 0, SETTINGS)
     assert samples.texts == ["day", "", "dayday", "", "day day"]
     assert samples.broken == 3 / 5

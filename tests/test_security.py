@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiment.run_folder import load_arrays
-from point_in_space_sim.assets import MINILM_WHEEL, SMOLLM2_WHEEL
+from point_in_space_sim.engine.assets import MINILM_WHEEL, SMOLLM2_WHEEL
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("experiment", "user_grouping_evaluation_sim", "point_in_space_sim", "benchmarks")
@@ -63,12 +63,23 @@ def test_no_module_unpickles_or_runs_what_it_reads(path):
     assert problems(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("source", [
-    "import pickle", "from cloudpickle import loads", "torch.load(path)", "np.load(path)", "eval(text)",
-    "np.load(path, allow_pickle=True)", "AutoModel.from_pretrained(folder)", "pd.read_pickle(path)",
-    "AutoTokenizer.from_pretrained(folder, trust_remote_code=True)", "subprocess.run(command, shell=True)",
-    "archive.extractall(folder)", "np.savez(path, allow_pickle=True)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "torch.load(path)",
+        "np.load(path)",
+        "eval(text)",
+        "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(folder)",
+        "pd.read_pickle(path)",
+        "AutoTokenizer.from_pretrained(folder, trust_remote_code=True)",
+        "subprocess.run(command, shell=True)",
+        "archive.extractall(folder)",
+        "np.savez(path, allow_pickle=True)",
+    ],
+)
 def test_the_rules_find_what_they_forbid(source):
     assert len(problems(source)) == 1
 

@@ -17,7 +17,7 @@ from tests.tiny_protocol_models import save_tiny_world
 from tests.warm_command_line import SCRIPTS
 
 GROUPING, POINT = SCRIPTS
-STRATEGIES = '''
+STRATEGIES = """
 import os
 import time
 
@@ -41,7 +41,7 @@ def deadly(points, num_groups, progress, rng):
                 time.sleep(0.05)
             os.kill(os.getpid(), 9)
     return slow(points, num_groups, progress, rng)
-'''
+"""
 SIZES = (
     "--num-users 6 --num-groups 2 --num-rounds 12 --num-runs 3 --kernel-runs 0 --metric l1 --scoring marginal"
 ).split()
@@ -149,10 +149,13 @@ def test_overwriting_that_was_cut_off_goes_on(run, undisturbed, tmp_path):
     assert content(folder) == content(undisturbed["grouping"])
 
 
-@pytest.mark.parametrize("experiment, options, name", [
-    (GROUPING, [*OWN, "--jobs", 2], "grouping"),
-    (POINT, ["--emotions", "joy"], "joy"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "experiment, options, name",
+    [
+        (GROUPING, [*OWN, "--jobs", 2], "grouping"),
+        (POINT, ["--emotions", "joy"], "joy"),
+    ],
+)
 def test_interrupted_runs_say_how_to_go_on(experiment, options, name, run, undisturbed, tmp_path):
     code, _, errors = run(experiment, tmp_path / "run", *options, send=signal.SIGINT, parts=2)
     assert code == 130

@@ -68,10 +68,18 @@ def test_mixture_is_the_point_with_these_probabilities():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("joy", "not EMOTION=PROBABILITY"), ("joy=high", "not EMOTION=PROBABILITY"), ("", "not EMOTION=PROBABILITY"),
-     ("joy=0.5,", "not EMOTION=PROBABILITY"), ("jo=0.5", "did you mean joy"), ("joy=1.5", "at most 1"),
-     ("joy=0", "above 0"), ("joy=nan", "above 0"), ("joy=0.5,joy=0.2", "every emotion once")],
-)  # fmt: skip
+    [
+        ("joy", "not EMOTION=PROBABILITY"),
+        ("joy=high", "not EMOTION=PROBABILITY"),
+        ("", "not EMOTION=PROBABILITY"),
+        ("joy=0.5,", "not EMOTION=PROBABILITY"),
+        ("jo=0.5", "did you mean joy"),
+        ("joy=1.5", "at most 1"),
+        ("joy=0", "above 0"),
+        ("joy=nan", "above 0"),
+        ("joy=0.5,joy=0.2", "every emotion once"),
+    ],
+)
 def test_bad_mixtures(text, message):
     with pytest.raises(InputError, match=message):
         parse_mixture(text)

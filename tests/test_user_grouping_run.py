@@ -105,9 +105,7 @@ def main_here(here, *options):
         patch.setattr(sys, "argv", ["run.py", *map(str, options)])
         patch.setattr(sys, "path", ["", *sys.path])  # run.py, being a script, replaces the first
         patch.setattr(plots, "figures_of", lambda *_: [])
-        from user_grouping_evaluation_sim.run import main
-
-        return run_script(main, Settings, PRESETS)
+        return run_script("user_grouping_evaluation_sim.main", Settings, PRESETS, None)
 
 
 def tables(folder):
@@ -459,7 +457,9 @@ BAD = {
     "no name": ([*CROWD, "--metric"], "name at least one, and each once"),
     "dask without an address": ([*CROWD, "--backend", "dask"], "needs --scheduler ADDRESS"),
     "a cluster that is not there": (
-        [*CROWD, "--backend", "dask", "--scheduler", "no-such-protocol://here:1"], "no dask scheduler answers"),
+        [*CROWD, "--backend", "dask", "--scheduler", "no-such-protocol://here:1"],
+        "no dask scheduler answers",
+    ),
     "a form that does not fit": ([*CROWD, "--shapley", "closed_form"], "fits --metric dot alone"),
     "too many coalitions": ([*CROWD, "--num-users", 23, "--shapley", "exact"], "too many coalitions"),
     "delta 0": ([*CROWD, "--delta", 0], "--delta 0.0: out of range; must be in (0, 1]"),

@@ -75,19 +75,33 @@ def test_good_runs_pass(name, runs, capsys):
 
 
 GROUPING_CHANGES = [
-    ("runs", "start_distance", scaled(1.0001)), ("runs", "final_distance", scaled(1.0001)),
-    ("runs", "hull_distance", scaled(1.001)), ("runs", "rounds_to_converge", lambda value: str(int(value) + 2)),
-    ("runs", "pearson", moved(0.001)), ("runs", "spearman", moved(-0.1)), ("runs", "metric", lambda _: "dot"),
-    ("rounds", "distance", scaled(1.0001)), ("rounds", "round", lambda _: "9"),
-    ("points", "points", scaled(1.2)), ("points", "shapley", scaled(1.2)), ("points", "user", lambda _: "user 99"),
-    *(("summary", f"{measure}{end}", scaled(1.002))
-      for measure in ("start_distance", "final_distance", "hull_distance", "regret", "pearson")
-      for end in ("", "_low", "_high")),
-    ("summary", "runs", lambda _: "5"), ("summary", "spearman", moved(0.01)),
-    ("paired", "difference", moved(0.01)), ("paired", "low", moved(0.01)), ("paired", "high", moved(0.01)),
-    ("paired", "alternative", lambda _: "interleaved"), ("estimators", "pearson", moved(0.001)),
-    ("sweep", "final_distance", scaled(1.01)), ("best", "best_share", moved(0.5)),
-]  # fmt: skip
+    ("runs", "start_distance", scaled(1.0001)),
+    ("runs", "final_distance", scaled(1.0001)),
+    ("runs", "hull_distance", scaled(1.001)),
+    ("runs", "rounds_to_converge", lambda value: str(int(value) + 2)),
+    ("runs", "pearson", moved(0.001)),
+    ("runs", "spearman", moved(-0.1)),
+    ("runs", "metric", lambda _: "dot"),
+    ("rounds", "distance", scaled(1.0001)),
+    ("rounds", "round", lambda _: "9"),
+    ("points", "points", scaled(1.2)),
+    ("points", "shapley", scaled(1.2)),
+    ("points", "user", lambda _: "user 99"),
+    *(
+        ("summary", f"{measure}{end}", scaled(1.002))
+        for measure in ("start_distance", "final_distance", "hull_distance", "regret", "pearson")
+        for end in ("", "_low", "_high")
+    ),
+    ("summary", "runs", lambda _: "5"),
+    ("summary", "spearman", moved(0.01)),
+    ("paired", "difference", moved(0.01)),
+    ("paired", "low", moved(0.01)),
+    ("paired", "high", moved(0.01)),
+    ("paired", "alternative", lambda _: "interleaved"),
+    ("estimators", "pearson", moved(0.001)),
+    ("sweep", "final_distance", scaled(1.01)),
+    ("best", "best_share", moved(0.5)),
+]
 
 
 @pytest.mark.parametrize("table, column, changed", GROUPING_CHANGES)
@@ -104,14 +118,28 @@ def test_changed_numbers_of_groupings_are_named(table, column, changed, copy):
 
 
 POINT_CHANGES = [
-    ("comments", "distance", moved(0.01)), ("comments", "joy", moved(0.1)), ("comments", "joy", lambda _: "1.5"),
-    ("neighbourhoods", "distance", moved(0.01)), ("neighbourhoods", "rank", lambda _: "5"),
-    *(("generations", column, moved(0.001)) for column in (
-        "mean_distance", "interval_low", "interval_high", "centre_distance", "distinct_2", "copied")),
-    *(("summary", column, moved(0.001)) for column in (
-        "single_distance", "multi_distance", "reduction_percent", "reduction_low", "multi_minus_sequential",
-        "fresh_minus_selection", "neighbourhood_distance")),
-]  # fmt: skip
+    ("comments", "distance", moved(0.01)),
+    ("comments", "joy", moved(0.1)),
+    ("comments", "joy", lambda _: "1.5"),
+    ("neighbourhoods", "distance", moved(0.01)),
+    ("neighbourhoods", "rank", lambda _: "5"),
+    *(
+        ("generations", column, moved(0.001))
+        for column in ("mean_distance", "interval_low", "interval_high", "centre_distance", "distinct_2", "copied")
+    ),
+    *(
+        ("summary", column, moved(0.001))
+        for column in (
+            "single_distance",
+            "multi_distance",
+            "reduction_percent",
+            "reduction_low",
+            "multi_minus_sequential",
+            "fresh_minus_selection",
+            "neighbourhood_distance",
+        )
+    ),
+]
 
 
 @pytest.mark.parametrize("table, column, changed", POINT_CHANGES)
@@ -161,12 +189,15 @@ def test_tables_can_be_handed_on_without_the_adapters(copy):
     assert unchecked[0] == f"adapters: {count} files are not here"
 
 
-@pytest.mark.parametrize("name, file, told", [
-    ("grouping", "matrix.csv", "is not the data of this run"),
-    ("point", "corpus.csv", "is not the corpus of this run"),
-    ("point", "roberta/config.json", "mapper: "),
-    ("point", "llama/model.safetensors", "base_model: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, file, told",
+    [
+        ("grouping", "matrix.csv", "is not the data of this run"),
+        ("point", "corpus.csv", "is not the corpus of this run"),
+        ("point", "roberta/config.json", "mapper: "),
+        ("point", "llama/model.safetensors", "base_model: "),
+    ],
+)
 def test_other_data_and_models_are_told(name, file, told, runs):
     path = runs / file
     held = path.read_bytes()

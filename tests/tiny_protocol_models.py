@@ -16,10 +16,17 @@ def save_tiny_mapper(folder: Path, seed: int = 0) -> Path:
     """A RoBERTa classifier whose weights are large enough that texts differ."""
     vocabulary = save_tokenizer(folder)
     config = RobertaConfig(
-        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=130, initializer_range=0.5, pad_token_id=1, id2label=dict(enumerate(EMOTIONS)),
+        vocab_size=vocabulary,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=130,
+        initializer_range=0.5,
+        pad_token_id=1,
+        id2label=dict(enumerate(EMOTIONS)),
         label2id={emotion: index for index, emotion in enumerate(EMOTIONS)},
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     RobertaForSequenceClassification(config).save_pretrained(folder)
     return folder

@@ -47,7 +47,6 @@ class WarmCommandLine:
 
 
 def serve():
-    sys.path[0] = str(ROOT)
     import torch
 
     torch.set_num_threads(1)
@@ -55,9 +54,7 @@ def serve():
     import transformers
 
     from experiment.command_line import run_script
-    from point_in_space_sim import fine_tuning, mapper, results, sampling, workshop  # noqa: F401
     from point_in_space_sim import run as point_in_space
-    from user_grouping_evaluation_sim import plots, sweep, tables  # noqa: F401
     from user_grouping_evaluation_sim import run as user_grouping
 
     transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.BertModel  # noqa: B018 - lazy modules
@@ -70,7 +67,14 @@ def serve():
                 os.dup2(out.fileno(), 1)
                 os.dup2(errors.fileno(), 2)
                 module = mains[request["experiment"]]
-                os._exit(perform(request, lambda m=module: run_script(m.main, m.Settings, m.PRESETS)))
+                os._exit(
+                    perform(
+                        request,
+                        lambda m=module: run_script(
+                            m.__name__.replace(".run", ".main"), m.Settings, m.PRESETS, m.__doc__
+                        ),
+                    )
+                )
             os.setpgid(child, child)
             status = end_of(child, request)
             out.seek(0), errors.seek(0)

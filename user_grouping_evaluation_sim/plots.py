@@ -68,9 +68,13 @@ def distance_over_rounds(rounds: pd.DataFrame, runs: pd.DataFrame, line: str, pa
     """Mean distance by round with 95 % bands; a line each `line`, a column each `panel`, a row each scoring."""
     lines, panels, scorings = (list(rounds[name].unique()) for name in (line, panel, "scoring"))
     figure, axes = new_figure(
-        len(scorings), len(panels), width=1 + 2.4 * len(panels), height=0.8 + 2.1 * len(scorings),
-        sharex=True, sharey=True,
-    )  # fmt: skip
+        len(scorings),
+        len(panels),
+        width=1 + 2.4 * len(panels),
+        height=0.8 + 2.1 * len(scorings),
+        sharex=True,
+        sharey=True,
+    )
     floor, start = runs["hull_distance"].mean(), runs["start_distance"].mean()
     for row, scoring in enumerate(scorings):
         for column, title in enumerate(panels):
@@ -102,9 +106,13 @@ def points_against_shapley(points: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     groupings, metrics = list(points["grouping"].unique()), list(points["metric"].unique())
     scoring = points["scoring"].iloc[0]
     figure, axes = new_figure(
-        len(groupings), len(metrics), width=1 + 2.1 * len(metrics), height=0.6 + 2.0 * len(groupings),
-        sharex=True, sharey=True,
-    )  # fmt: skip
+        len(groupings),
+        len(metrics),
+        width=1 + 2.1 * len(metrics),
+        height=0.6 + 2.0 * len(groupings),
+        sharex=True,
+        sharey=True,
+    )
     density = None
     for row, grouping in enumerate(groupings):
         for column, metric in enumerate(metrics):
@@ -114,9 +122,15 @@ def points_against_shapley(points: pd.DataFrame, runs: pd.DataFrame) -> Figure:
             z = (chosen[["shapley", "points"]] - by_run.transform("mean")) / by_run.transform("std")
             z = z.replace([np.inf, -np.inf], np.nan).dropna()
             density = ax.hexbin(
-                z["shapley"], z["points"], gridsize=28, extent=(-4, 4, -4, 4), bins="log", mincnt=1, cmap="cividis_r",
+                z["shapley"],
+                z["points"],
+                gridsize=28,
+                extent=(-4, 4, -4, 4),
+                bins="log",
+                mincnt=1,
+                cmap="cividis_r",
                 linewidths=0.1,
-            )  # fmt: skip
+            )
             ax.plot([-4, 4], [-4, 4], color="black", linewidth=0.8, linestyle=":")
             same = (runs["grouping"] == grouping) & (runs["metric"] == metric) & (runs["scoring"] == scoring)
             mean, low, high = mean_interval(runs.loc[same, "pearson"].to_numpy())
@@ -137,8 +151,16 @@ def correlation_against_distance(runs: pd.DataFrame) -> Figure:
         for label, style, group in _marks(runs[runs["scoring"] == scoring]):
             x = group["final_distance"].quantile([0.25, 0.5, 0.75]).to_numpy()
             y = group["pearson"].quantile([0.25, 0.5, 0.75]).to_numpy()
-            ax.errorbar(x[1], y[1], xerr=[[x[1] - x[0]], [x[2] - x[1]]], yerr=[[y[1] - y[0]], [y[2] - y[1]]],
-                        label=label, elinewidth=0.8, ms=6, **style)  # fmt: skip
+            ax.errorbar(
+                x[1],
+                y[1],
+                xerr=[[x[1] - x[0]], [x[2] - x[1]]],
+                yerr=[[y[1] - y[0]], [y[2] - y[1]]],
+                label=label,
+                elinewidth=0.8,
+                ms=6,
+                **style,
+            )
         floor = runs["hull_distance"].median()
         ax.axvline(floor, color="black", linewidth=1, linestyle=(0, (1, 1)), label="median hull distance")
         ax.set_title(f"{scoring} points")
@@ -158,8 +180,17 @@ def agreement_against_regret(runs: pd.DataFrame) -> Figure:
         for label, style, group in _marks(runs[runs["scoring"] == scoring]):
             x, y = mean_interval(group["regret"].to_numpy()), mean_interval(group["pearson"].to_numpy())
             fill = {} if scoring == scorings[-1] else {"mfc": "white"}
-            ax.errorbar(x[0], y[0], xerr=[[x[0] - x[1]], [x[2] - x[0]]], yerr=[[y[0] - y[1]], [y[2] - y[0]]],
-                        label=f"{label}, {scoring}", elinewidth=0.8, ms=6, **style, **fill)  # fmt: skip
+            ax.errorbar(
+                x[0],
+                y[0],
+                xerr=[[x[0] - x[1]], [x[2] - x[0]]],
+                yerr=[[y[0] - y[1]], [y[2] - y[0]]],
+                label=f"{label}, {scoring}",
+                elinewidth=0.8,
+                ms=6,
+                **style,
+                **fill,
+            )
     ax.set_xlabel("normalised regret: (final - hull) / (start - hull), mean with 95 % interval")
     ax.set_ylabel(f"{CORRELATION}\n(mean with 95 % interval)")
     ax.set_xlim(left=0)
@@ -178,10 +209,22 @@ def estimator_noise(estimators: pd.DataFrame) -> Figure:
             (0.15, "pearson_kernel", COLOURS[1], "s", "shap.KernelExplainer, 10,000 samples"),
         ):
             mean, low, high = mean_interval(np.stack([group[column].to_numpy() for _, group in groups]))
-            ax.errorbar(np.arange(len(groups)) + offset, mean, yerr=[mean - low, high - mean], fmt=marker, color=colour,
-                        ms=5, elinewidth=1, label=label)  # fmt: skip
-        ax.set_xticks(np.arange(len(groups)), [f"{grouping}, {metric}" for (grouping, metric), _ in groups],
-                      rotation=45, ha="right")  # fmt: skip
+            ax.errorbar(
+                np.arange(len(groups)) + offset,
+                mean,
+                yerr=[mean - low, high - mean],
+                fmt=marker,
+                color=colour,
+                ms=5,
+                elinewidth=1,
+                label=label,
+            )
+        ax.set_xticks(
+            np.arange(len(groups)),
+            [f"{grouping}, {metric}" for (grouping, metric), _ in groups],
+            rotation=45,
+            ha="right",
+        )
         ax.axhline(0, color="black", linewidth=0.6)
         ax.set_title(f"{scoring} points")
     axes[0, 0].set_ylabel(f"{CORRELATION}\n(mean of {estimators['run'].nunique()} runs, 95 % interval)")
@@ -212,8 +255,14 @@ def subset_influence(cells: Sequence[Cell], crowd: Crowd) -> Figure:
         pull = weights @ flat_users
         ax.scatter(*flat_users[~chosen].T, s=10, color="0.75", label="user")
         sizes = 12 + 90 * weights[chosen] / weights.max()
-        ax.scatter(*flat_users[chosen].T, s=sizes, color=COLOURS[4], edgecolor="black", linewidth=0.4,
-                   label="user of the chosen subset (area: weight)")  # fmt: skip
+        ax.scatter(
+            *flat_users[chosen].T,
+            s=sizes,
+            color=COLOURS[4],
+            edgecolor="black",
+            linewidth=0.4,
+            label="user of the chosen subset (area: weight)",
+        )
         ax.plot(*path[: t + 1].T, color=COLOURS[0], linewidth=1.2, label="model until this round")
         ax.plot(*path[t], "o", color=COLOURS[0], ms=6)
         ax.plot(*pull, "P", color=COLOURS[1], ms=8, mec="black", mew=0.5, linestyle="none", label="weighted centroid")
@@ -248,8 +297,17 @@ def sweep_facets(sweep: pd.DataFrame, measure: str, label: str) -> Figure:
                 part = part.sort_values("num_users")
                 y, x = part[measure].to_numpy(), part["num_users"].to_numpy() + 0.8 * (i - 1)
                 bars = [y - part[f"{measure}_low"], part[f"{measure}_high"] - y]
-                ax.errorbar(x, y, yerr=bars, color=COLOURS[i % 7], linestyle=LINES[i % 4], marker=MARKERS[i % 7],
-                            ms=4, elinewidth=0.8, label=grouping)  # fmt: skip
+                ax.errorbar(
+                    x,
+                    y,
+                    yerr=bars,
+                    color=COLOURS[i % 7],
+                    linestyle=LINES[i % 4],
+                    marker=MARKERS[i % 7],
+                    ms=4,
+                    elinewidth=0.8,
+                    label=grouping,
+                )
             if measure == "final_distance":
                 hull = chosen.groupby("num_users")["hull_distance"].first()
                 ax.plot(hull.index, hull, "k", linewidth=1, linestyle=(0, (1, 1)), label="hull")

@@ -104,7 +104,7 @@ def report_page(settings: Settings, frames: dict[str, pd.DataFrame], drawn: Sequ
         experiment="user_grouping_evaluation_sim",
         title="Grouping users, judging candidates, paying points",
         question="Which way of grouping users and of judging variants converges best, and do the points agree with "
-                 "Shapley values?",
+        "Shapley values?",
         answer=answer(runs),
         setting=[
             f"A crowd of {settings.num_users} users in {settings.num_groups} groups pulls a model towards an expert, "
@@ -117,7 +117,7 @@ def report_page(settings: Settings, frames: dict[str, pd.DataFrame], drawn: Sequ
         figures=[_figure(name) for name in sorted(drawn, key=_place)],
         tables=tables,
         files=[(f"{name}.csv", what) for name, what in FILES.items() if name in frames],
-    )  # fmt: skip
+    )
 
 
 def answer(runs: pd.DataFrame) -> list[str]:
@@ -132,8 +132,10 @@ def answer(runs: pd.DataFrame) -> list[str]:
     lead = []
     if len(ranked) > 1:
         gap = words(_mean(distances[ranked[1]] - best), 3)
-        lead = [f"The runner-up, {_name(ranked[1])}, is {gap} farther, run by run; the best of {len(ranked)} was "
-                "picked on the same runs, which flatters it."]  # fmt: skip
+        lead = [
+            f"The runner-up, {_name(ranked[1])}, is {gap} farther, run by run; the best of {len(ranked)} was "
+            "picked on the same runs, which flatters it."
+        ]
     if runs["pearson"].isna().all():
         return [closest, *lead]
     agreement = _by_run(runs, "pearson")
@@ -156,10 +158,17 @@ def answer(runs: pd.DataFrame) -> list[str]:
 
 
 def summary_table(summary: pd.DataFrame) -> Table:
-    shown = {"final distance": "final_distance", "regret": "regret", "r, points and Shapley": "pearson",
-             "rank correlation": "spearman", "rounds to converge": "rounds_to_converge"}  # fmt: skip
-    rows = [[*(row[name] for name in COMBINATION), *(estimates(row, column) for column in shown.values())]
-            for row in summary.to_dict("records")]  # fmt: skip
+    shown = {
+        "final distance": "final_distance",
+        "regret": "regret",
+        "r, points and Shapley": "pearson",
+        "rank correlation": "spearman",
+        "rounds to converge": "rounds_to_converge",
+    }
+    rows = [
+        [*(row[name] for name in COMBINATION), *(estimates(row, column) for column in shown.values())]
+        for row in summary.to_dict("records")
+    ]
     caption = f"Means over {summary['runs'].iloc[0]} runs with 95 % intervals. {REGRET}"
     return Table("Combinations", caption, [*COMBINATION, *shown], rows, "summary.csv")
 
@@ -172,10 +181,13 @@ def paired_table(paired: pd.DataFrame) -> Table:
     for names, group in paired.fillna(dict.fromkeys(COMBINATION, "")).groupby(key, sort=False):
         by_measure = group.set_index("measure")
         fixed = ", ".join(name for name in names[3:] if name)
-        rows.append([
-            f"{names[1]} − {names[2]}", fixed,
-            *(estimates(by_measure.loc[measure].to_dict(), "difference", "low", "high") for measure in measures),
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{names[1]} − {names[2]}",
+                fixed,
+                *(estimates(by_measure.loc[measure].to_dict(), "difference", "low", "high") for measure in measures),
+            ]
+        )
     caption = (
         "Differences run by run, with 95 % intervals: an interval that leaves out 0 is a difference that the runs show."
         " Negative distance and regret, positive r: the first of the two is better."
@@ -185,18 +197,30 @@ def paired_table(paired: pd.DataFrame) -> Table:
 
 def best_table(best: pd.DataFrame) -> Table:
     titles = {"final_distance": "least distance", "pearson": "highest r"}
-    rows = [[row["grouping"], row["metric"], row["scoring"], titles.get(row["measure"], row["measure"]),
-             estimates({**row, "best_share_low": row["low"], "best_share_high": row["high"]}, "best_share")]
-            for row in best.to_dict("records")]  # fmt: skip
+    rows = [
+        [
+            row["grouping"],
+            row["metric"],
+            row["scoring"],
+            titles.get(row["measure"], row["measure"]),
+            estimates({**row, "best_share_low": row["low"], "best_share_high": row["high"]}, "best_share"),
+        ]
+        for row in best.to_dict("records")
+    ]
     caption = "The share of the sweep's settings in which a combination is best, with 95 % intervals."
     return Table("Best over the sweep", caption, [*COMBINATION, "best by", "share of settings"], rows, "best.csv")
 
 
 def estimators_table(estimators: pd.DataFrame) -> Table:
-    shown = {"r, our estimate": "pearson", "r, KernelExplainer": "pearson_kernel",
-             "r, one estimate against the other": "kernel_against_shapley"}  # fmt: skip
-    rows = [[*names, *(_mean(group[column]) for column in shown.values())]
-            for names, group in estimators.groupby(COMBINATION, sort=False)]  # fmt: skip
+    shown = {
+        "r, our estimate": "pearson",
+        "r, KernelExplainer": "pearson_kernel",
+        "r, one estimate against the other": "kernel_against_shapley",
+    }
+    rows = [
+        [*names, *(_mean(group[column]) for column in shown.values())]
+        for names, group in estimators.groupby(COMBINATION, sort=False)
+    ]
     caption = f"Means over {estimators['run'].nunique()} runs that both estimators validated, with 95 % intervals."
     return Table("Two estimates of the Shapley values", caption, [*COMBINATION, *shown], rows, "estimators.csv")
 

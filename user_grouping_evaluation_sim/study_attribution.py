@@ -8,29 +8,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from experiment.command_line import CommonSettings, run_script  # noqa: E402
-from experiment.figures import COLOURS, MARKERS, legend_below, new_figure, save_figure  # noqa: E402
-from experiment.files import replace_atomically  # noqa: E402
-from experiment.parallel import parallel_map  # noqa: E402
-from experiment.statistics import mean_interval  # noqa: E402
-from user_grouping_evaluation_sim.grouping import GROUPINGS  # noqa: E402
-from user_grouping_evaluation_sim.hull import hull_distance  # noqa: E402
-from user_grouping_evaluation_sim.metrics import METRICS  # noqa: E402
-from user_grouping_evaluation_sim.preferences import Preferences, draw_crowds, read_movielens  # noqa: E402
-from user_grouping_evaluation_sim.scoring import Round, Scoring, Standing, attributed, marginal  # noqa: E402
-from user_grouping_evaluation_sim.settings import DATA  # noqa: E402
-from user_grouping_evaluation_sim.shapley import shapley_values  # noqa: E402
-from user_grouping_evaluation_sim.simulation import Protocol, simulate  # noqa: E402
-from user_grouping_evaluation_sim.tables import pearson  # noqa: E402
+from experiment.command_line import CommonSettings, run_script
+from experiment.figures import COLOURS, MARKERS, legend_below, new_figure, save_figure
+from experiment.files import ROOT, replace_atomically
+from experiment.parallel import parallel_map
+from experiment.statistics import mean_interval
+from user_grouping_evaluation_sim.grouping import GROUPINGS
+from user_grouping_evaluation_sim.hull import hull_distance
+from user_grouping_evaluation_sim.metrics import METRICS
+from user_grouping_evaluation_sim.preferences import Preferences, draw_crowds, read_movielens
+from user_grouping_evaluation_sim.scoring import Round, Scoring, Standing, attributed, marginal
+from user_grouping_evaluation_sim.settings import DATA
+from user_grouping_evaluation_sim.shapley import shapley_values
+from user_grouping_evaluation_sim.simulation import Protocol, simulate
+from user_grouping_evaluation_sim.tables import pearson
 
 RESULTS = ROOT / "results" / "user_grouping_evaluation_sim" / "attribution"
 
@@ -162,4 +158,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, Settings, {"default": {}}))
+    sys.exit(run_script("user_grouping_evaluation_sim.study_attribution", Settings, {"default": {}}, __doc__))

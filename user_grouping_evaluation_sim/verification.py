@@ -15,8 +15,7 @@ from scipy.special import stdtrit
 from scipy.stats import rankdata
 
 from experiment.errors import InputError
-from experiment.files import sha256_file
-from experiment.run_folder import ROOT
+from experiment.files import ROOT, sha256_file
 from user_grouping_evaluation_sim.hull import hull_distance
 from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
 from user_grouping_evaluation_sim.settings import Settings

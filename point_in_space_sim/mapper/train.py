@@ -1,7 +1,7 @@
 """
 Trains the embedded mapper: a LoRA adapter and a linear head on all-MiniLM-L6-v2, for the 28 GoEmotions labels.
 
-    python point_in_space_sim/train_mapper.py --goemotions FOLDER
+    python point_in_space_sim/mapper/train.py --goemotions FOLDER
 
 FOLDER holds GoEmotions' train.tsv, dev.tsv and test.tsv. An interrupted run goes on from its last finished epoch.
 """
@@ -18,21 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
-
-from experiment.errors import InputError  # noqa: E402
-from experiment.files import replace_atomically, sha256_file  # noqa: E402
-from point_in_space_sim.assets import MINILM_WHEEL, wheel_folder  # noqa: E402
-from point_in_space_sim.corpus import (  # noqa: E402
+from experiment.errors import InputError
+from experiment.files import ROOT, replace_atomically, sha256_file
+from point_in_space_sim.corpus import (
     EMOTIONS,
     SHIPPED_COMMENTS,
     Row,
     read_comments,
     read_goemotions,
 )
-from point_in_space_sim.mapper import (  # noqa: E402
+from point_in_space_sim.engine.assets import MINILM_WHEEL, wheel_folder
+from point_in_space_sim.mapper import (
     EMBEDDED_FOLDER,
     TokenIds,
     in_batches_of_like_length,
@@ -185,8 +181,19 @@ def train(
     trained |= {f"head.{name}": value for name, value in head.named_parameters()}
     optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     # What a checkpoint must agree on; the epochs count too, as they stretch the learning rate's cycle.
-    ingredients = repr((settings.epochs, settings.batch_size, settings.learning_rate, settings.weight_decay,
-                        settings.rank, settings.dropout, settings.seed, settings.bfloat16, token_ids))  # fmt: skip
+    ingredients = repr(
+        (
+            settings.epochs,
+            settings.batch_size,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.rank,
+            settings.dropout,
+            settings.seed,
+            settings.bfloat16,
+            token_ids,
+        )
+    )
     identity = hashlib.sha256(ingredients.encode() + labels.tobytes()).hexdigest()
 
     done, seconds = 0, 0.0
@@ -214,9 +221,7 @@ def train(
         progress = tqdm(batches, desc=f"epoch {epoch + 1} of {settings.epochs}", mininterval=5)
         for step, batch in enumerate(progress):
             for group in optimizer.param_groups:
-                group["lr"] = one_cycle(
-                    (epoch + (step + 1) / len(batches)) / settings.epochs, settings.learning_rate
-                )
+                group["lr"] = one_cycle((epoch + (step + 1) / len(batches)) / settings.epochs, settings.learning_rate)
             vectors = pooled(encoder, [token_ids[index] for index in batch], settings.bfloat16)
             predicted = head(functional.dropout(vectors, settings.dropout))
             loss = functional.binary_cross_entropy_with_logits(predicted, targets[torch.from_numpy(batch)])
@@ -291,9 +296,11 @@ def neighbourhood_radius(vectors: np.ndarray, label: int, neighbours: int = 100)
 
 
 def label_table(
-    test: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], train_labels: np.ndarray,
+    test: tuple[np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray],
+    train_labels: np.ndarray,
     radii: dict[str, list[float]],
-) -> str:  # fmt: skip
+) -> str:
     """A Markdown table, one row a label; `test` and `held_out` are (probabilities, 0/1 labels), both (texts, 28)."""
     from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
@@ -302,28 +309,43 @@ def label_table(
     first = held_out[0].argmax(axis=1)
     lines = [
         "| label | train | test | precision | recall | F1 | average precision | held out, first | "
-        + " | ".join(f"radius, {name}" for name in radii) + " |",
+        + " | ".join(f"radius, {name}" for name in radii)
+        + " |",
         "| --- |" + " ---: |" * (7 + len(radii)),
-    ]  # fmt: skip
+    ]
     for label, emotion in enumerate(EMOTIONS):
         own = held_out[1][:, label] == 1
         lines.append(
             f"| {emotion} | {int(train_labels[:, label].sum())} | {count[label]} | {precision[label]:.2f} | "
             f"{recall[label]:.2f} | {f1[label]:.2f} | {average_precision[label]:.2f} | "
             f"{np.mean(first[own] == label):.2f} | "
-            + " | ".join(f"{values[label]:.2f}" for values in radii.values()) + " |"
-        )  # fmt: skip
-    means = [precision.mean(), recall.mean(), f1.mean(), average_precision.mean(),
-             np.mean(first == held_out[1].argmax(axis=1)), *(np.mean(values) for values in radii.values())]  # fmt: skip
-    lines.append(f"| **mean** | {len(train_labels)} texts | {len(test[1])} texts | "
-                 + " | ".join(f"**{value:.3f}**" for value in means) + " |")  # fmt: skip
+            + " | ".join(f"{values[label]:.2f}" for values in radii.values())
+            + " |"
+        )
+    means = [
+        precision.mean(),
+        recall.mean(),
+        f1.mean(),
+        average_precision.mean(),
+        np.mean(first == held_out[1].argmax(axis=1)),
+        *(np.mean(values) for values in radii.values()),
+    ]
+    lines.append(
+        f"| **mean** | {len(train_labels)} texts | {len(test[1])} texts | "
+        + " | ".join(f"**{value:.3f}**" for value in means)
+        + " |"
+    )
     return "\n".join(lines)
 
 
 def model_card(
-    settings: Settings, seconds: float, shift: np.ndarray, splits: dict[str, list[Row]], comments: list[Row],
+    settings: Settings,
+    seconds: float,
+    shift: np.ndarray,
+    splits: dict[str, list[Row]],
+    comments: list[Row],
     held_out: list[Row],
-) -> str:  # fmt: skip
+) -> str:
     """The README of the mapper in `settings.output_dir`, with everything measured on the files as they were saved."""
     from importlib.metadata import version
 
@@ -358,8 +380,9 @@ def model_card(
     shown = ["epochs", "batch_size", "learning_rate", "weight_decay", "rank", "dropout", "seed"]
     shown += ["stop_after"] if settings.stop_after else []
     options = " ".join(f"--{name.replace('_', '-')} {getattr(settings, name)}" for name in shown)
-    files = [settings.output_dir / name for name in ("adapter_model.safetensors", "adapter_config.json",
-                                                     "head.safetensors")]  # fmt: skip
+    files = [
+        settings.output_dir / name for name in ("adapter_model.safetensors", "adapter_config.json", "head.safetensors")
+    ]
     inputs = [*(settings.goemotions / f"{name}.tsv" for name in splits), settings.comments]
     hashes = "\n".join(f"| {path.name} | {path.stat().st_size:,} | `{sha256_file(path)}` |" for path in files + inputs)
     rows = "\n".join(
@@ -371,7 +394,7 @@ def model_card(
 Maps a comment to 28 emotion probabilities (GoEmotions labels). all-MiniLM-L6-v2 (sentence-transformers, Apache 2.0,
 fetched on first use) with this folder's LoRA adapter (rank {settings.rank} on query, key, value and dense), the mean of
 its last hidden states, standardised, and a linear head. The adapter is in PEFT's own format, in half precision.
-`load_mapper("embedded")` in `point_in_space_sim/mapper.py` reads it. Written by `point_in_space_sim/train_mapper.py`;
+`point_in_space_sim.mapper.load_mapper("embedded")` reads it. Written by `point_in_space_sim/mapper/train.py`;
 every figure below was measured on these files.
 
 Trained on GoEmotions train ({len(splits["train"]):,} Reddit comments; Demszky et al., ACL 2020; Apache 2.0) and on four
@@ -402,12 +425,18 @@ emotion, in the shipped comments ({len(shipped):,}), in as many texts drawn from
 {len(parts)} draws), and in all of GoEmotions dev and test ({len(goemotions):,} texts; the denser a corpus, the tighter
 its neighbourhoods). Four fifths of the shipped comments were trained on, of GoEmotions dev and test none.
 
-{label_table((vectors["test"], labels["test"]), (own_vectors, own_labels),
-             np.vstack([labels["train"], label_matrix(comments)]), radii)}
+{
+        label_table(
+            (vectors["test"], labels["test"]),
+            (own_vectors, own_labels),
+            np.vstack([labels["train"], label_matrix(comments)]),
+            radii,
+        )
+    }
 
 ## How it was made
 ```
-python point_in_space_sim/train_mapper.py --goemotions FOLDER {options}
+python point_in_space_sim/mapper/train.py --goemotions FOLDER {options}
 ```
 {seconds / 60:.0f} minutes on one core of a shared machine, with torch {version("torch")}, transformers
 {version("transformers")} and peft {version("peft")}. AdamW, one-cycle learning rate, binary cross-entropy, matrix

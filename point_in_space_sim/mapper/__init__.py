@@ -18,8 +18,8 @@ import numpy as np
 
 from experiment.errors import InputError
 from experiment.files import replace_atomically, sha256_file
-from point_in_space_sim.assets import MINILM_WHEEL, model_folder, wheel_folder
 from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.engine.assets import MINILM_WHEEL, model_folder, wheel_folder
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def load_mapper(name: str = "auto", device: str = "cpu") -> Mapper:
     """
     Loads a mapper by name: "embedded", "roberta" (the study's), "auto" (roberta where the Hugging Face hub or its
     cache has it, otherwise embedded; says in one line which and why), a hub id, or a folder (a transformers sequence
-    classifier or what train_mapper.py writes).
+    classifier or what mapper/train.py writes).
 
     Raises InputError where the files are missing, damaged or not safetensors, where the labels are not the 28 of
     GoEmotions, and where there is neither network nor cache.
@@ -109,8 +109,10 @@ def map_texts(mapper: Mapper, texts: Sequence[str], cache_folder: str | Path) ->
         with replace_atomically(path) as temporary:
             np.save(temporary, vectors)
     except OSError as error:
-        raise InputError(f"cannot write the cache {cache_folder}: {error.strerror or error}; free some space or set "
-                         "XDG_CACHE_HOME to another folder") from error  # fmt: skip
+        raise InputError(
+            f"cannot write the cache {cache_folder}: {error.strerror or error}; free some space or set "
+            "XDG_CACHE_HOME to another folder"
+        ) from error
     return vectors
 
 
@@ -184,7 +186,7 @@ def _load_embedded(folder: Path, device: str) -> Mapper:
     files = [folder / name for name in EMBEDDED_FILES]
     for path in files:
         if not path.is_file():
-            raise InputError(f"mapper {folder}: {path.name} is missing; restore it or run train_mapper.py")
+            raise InputError(f"mapper {folder}: {path.name} is missing; restore it or run mapper/train.py")
     encoder_folder = wheel_folder(MINILM_WHEEL)
     encoder, tokenize = load_encoder(encoder_folder)
     with _loading(folder), warnings.catch_warnings():

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from experiment.errors import InputError
 from experiment.files import replace_atomically
-from point_in_space_sim.base_model import PROMPT, BaseModel, run_layers
-from point_in_space_sim.settings import TuningSettings
+from point_in_space_sim.engine.base_model import PROMPT, BaseModel, run_layers
+from point_in_space_sim.engine.settings import TuningSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -78,8 +78,9 @@ def frozen_activations(base: BaseModel, texts: Sequence[str], settings: TuningSe
     return FrozenActivations(first, prompt, comments)
 
 
-def packed_layout(prompt_length: int, lengths: Sequence[int],
-                  device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def packed_layout(
+    prompt_length: int, lengths: Sequence[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions (1, tokens) and mask (1, 1, tokens, tokens) of one row that holds the prompt once and then comments.
 
     Every comment follows the prompt directly in position and sees the prompt and itself only, so a batch needs
@@ -92,8 +93,14 @@ def packed_layout(prompt_length: int, lengths: Sequence[int],
     return positions[None].to(device), visible[None, None].to(device)
 
 
-def tune(base: BaseModel, texts: Sequence[str], settings: TuningSettings, seed: int, start: Adapter | None = None,
-         activations: FrozenActivations | None = None) -> Adapter:
+def tune(
+    base: BaseModel,
+    texts: Sequence[str],
+    settings: TuningSettings,
+    seed: int,
+    start: Adapter | None = None,
+    activations: FrozenActivations | None = None,
+) -> Adapter:
     """Tunes the base model, or goes on from `start`, so that the prompt is answered with comments like the texts.
 
     The loss is the mean cross-entropy of the comment's tokens and its end token; AdamW, learning rate falling
@@ -197,8 +204,10 @@ def _trainable(base: BaseModel, settings: TuningSettings, start: Adapter | None,
             parameter.requires_grad_(True)
         try:
             with torch.autocast(base.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16):
-                yield list(parameters.values()), lambda: Adapter(
-                    {name: parameter.data.cpu() for name, parameter in parameters.items()}, None)
+                yield (
+                    list(parameters.values()),
+                    lambda: Adapter({name: parameter.data.cpu() for name, parameter in parameters.items()}, None),
+                )
         finally:
             for name, parameter in parameters.items():
                 parameter.requires_grad_(False)
@@ -216,9 +225,13 @@ def _trainable(base: BaseModel, settings: TuningSettings, start: Adapter | None,
     try:
         if start:
             set_peft_model_state_dict(peft_model, start.weights)
-        yield ([parameter for parameter in peft_model.parameters() if parameter.requires_grad],
-               lambda: Adapter({name: weight.detach().cpu().clone()
-                                for name, weight in get_peft_model_state_dict(peft_model).items()}, config))
+        yield (
+            [parameter for parameter in peft_model.parameters() if parameter.requires_grad],
+            lambda: Adapter(
+                {name: weight.detach().cpu().clone() for name, weight in get_peft_model_state_dict(peft_model).items()},
+                config,
+            ),
+        )
     finally:
         peft_model.unload()
         base.model.requires_grad_(False)
@@ -228,15 +241,21 @@ def lora_config(base: BaseModel, settings: TuningSettings) -> "LoraConfig":
     """LoRA (Hu et al., 2021) on every linear map of the tuned layers."""
     from peft import LoraConfig
 
-    config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, task_type="CAUSAL_LM",
-                        target_modules="all-linear")
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=2 * settings.rank, task_type="CAUSAL_LM", target_modules="all-linear"
+    )
     if not base.has_plain_layers:
         return config
     layers = base.model.model.layers
-    linear = sorted({name.split(".")[-1] for name, module in layers.named_modules()
-                     if isinstance(module, torch.nn.Linear)})
-    return replace(config, target_modules=linear, layers_pattern="layers",
-                   layers_to_transform=list(range(first_tuned_layer(base, settings), len(layers))))
+    linear = sorted(
+        {name.split(".")[-1] for name, module in layers.named_modules() if isinstance(module, torch.nn.Linear)}
+    )
+    return replace(
+        config,
+        target_modules=linear,
+        layers_pattern="layers",
+        layers_to_transform=list(range(first_tuned_layer(base, settings), len(layers))),
+    )
 
 
 def _upper_weights(base: BaseModel, settings: TuningSettings) -> list[str]:
@@ -284,9 +303,13 @@ def _factors(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     assert adapter.lora_config is not None
     scaling = adapter.lora_config.lora_alpha / adapter.lora_config.r
     names = [name for name in adapter.weights if name.endswith(".lora_A.weight")]
-    return {name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"):
-            (adapter.weights[name].float(), scaling * adapter.weights[name.replace(".lora_A.", ".lora_B.")].float())
-            for name in names}
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): (
+            adapter.weights[name].float(),
+            scaling * adapter.weights[name.replace(".lora_A.", ".lora_B.")].float(),
+        )
+        for name in names
+    }
 
 
 def average_adapters(adapters: Sequence[Adapter], rank: int | None = None) -> tuple[Adapter, float]:
@@ -299,8 +322,9 @@ def average_adapters(adapters: Sequence[Adapter], rank: int | None = None) -> tu
     """
     first = adapters[0]
     if first.lora_config is None:
-        return Adapter({name: torch.stack([adapter.weights[name] for adapter in adapters]).mean(0)
-                        for name in first.weights}, None), 1.0
+        return Adapter(
+            {name: torch.stack([adapter.weights[name] for adapter in adapters]).mean(0) for name in first.weights}, None
+        ), 1.0
     factors = [_factors(adapter) for adapter in adapters]
     weights, kept, total = {}, 0.0, 0.0
     new_rank = rank or sum(adapter.lora_config.r for adapter in adapters if adapter.lora_config)

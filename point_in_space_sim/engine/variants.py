@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from experiment.errors import InputError
 from experiment.parallel import parallel_map
 from experiment.run_folder import load_arrays, save_arrays
-from point_in_space_sim.base_model import BaseModel, load_base_model
-from point_in_space_sim.fine_tuning import (
+from point_in_space_sim.engine.base_model import BaseModel, load_base_model
+from point_in_space_sim.engine.fine_tuning import (
     Adapter,
     FrozenActivations,
     average_adapters,
@@ -30,10 +30,10 @@ from point_in_space_sim.fine_tuning import (
     save_adapter,
     tune,
 )
+from point_in_space_sim.engine.sampling import sample_comments
+from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 from point_in_space_sim.mapper import Mapper
 from point_in_space_sim.protocols import Averaged, Batch, Drawn, Game, Model, Request, Texts, Tuned, name_of
-from point_in_space_sim.sampling import sample_comments
-from point_in_space_sim.settings import SamplingSettings, TuningSettings
 from point_in_space_sim.target import distances_to, planned_work
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ def fulfil_requests(
 
     They are mapped here, so that no worker holds a mapper, and by one thread, as models are made (see carry_out).
     """
-    costs = {name_of(request.model): request_cost(request, workshop) for request in requests
-             if not _is_done(workshop, request)}  # fmt: skip
+    costs = {
+        name_of(request.model): request_cost(request, workshop)
+        for request in requests
+        if not _is_done(workshop, request)
+    }
     missing = [request for request in requests if name_of(request.model) in costs]
     # The longest first, so that the workers end together.
     missing.sort(key=lambda request: -costs[name_of(request.model)])

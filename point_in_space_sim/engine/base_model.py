@@ -11,7 +11,7 @@ import torch
 
 from experiment.errors import InputError
 from experiment.files import sha256_file
-from point_in_space_sim.assets import SMOLLM2_WHEEL, cache_folder, model_folder, new_cache_entry, wheel_folder
+from point_in_space_sim.engine.assets import SMOLLM2_WHEEL, cache_folder, model_folder, new_cache_entry, wheel_folder
 
 DEFAULT_BASE_MODEL = "smollm2-135m"
 PROMPT = "Write a Reddit comment."
@@ -62,8 +62,16 @@ class BaseModel:
         return bool((logits - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-def run_layers(model: Any, hidden: torch.Tensor, positions: torch.Tensor, *, first: int = 0, last: int | None = None,
-               mask: torch.Tensor | None = None, cache: Any = None) -> torch.Tensor:
+def run_layers(
+    model: Any,
+    hidden: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    mask: torch.Tensor | None = None,
+    cache: Any = None,
+) -> torch.Tensor:
     """Decoder layers first..last of a Llama-like model: hidden states (rows, tokens, width) -> the same shape.
 
     positions: (rows or 1, tokens), each token's position for the rotary embedding. mask: None is causal attention;
@@ -78,16 +86,24 @@ def run_layers(model: Any, hidden: torch.Tensor, positions: torch.Tensor, *, fir
     model.config._attn_implementation = "grouped_query"
     try:
         for layer in model.model.layers[first:last]:
-            hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary,
-                           past_key_values=cache)
+            hidden = layer(
+                hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary, past_key_values=cache
+            )
     finally:
         model.config._attn_implementation = own_attention
     return hidden
 
 
-def _grouped_query_attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                             mask: torch.Tensor | None, scaling: float, dropout: float = 0.0,
-                             **_: Any) -> tuple[torch.Tensor, None]:
+def _grouped_query_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
     """softmax(scaling q k') v as plain products, without a copy of the keys for every query head.
 
     query (rows, heads, tokens, width), key and value (rows, key heads, keys, width), possibly of a wider type ->
@@ -106,8 +122,9 @@ def _grouped_query_attention(module: Any, query: torch.Tensor, key: torch.Tensor
     return (shares @ value).view(rows, heads, tokens, width).transpose(1, 2).to(query.dtype), None
 
 
-def load_base_model(name: str = DEFAULT_BASE_MODEL, device: str = "auto",
-                    dtype: torch.dtype | None = None) -> BaseModel:
+def load_base_model(
+    name: str = DEFAULT_BASE_MODEL, device: str = "auto", dtype: torch.dtype | None = None
+) -> BaseModel:
     """Loads a base model by name: "smollm2-135m", a folder with safetensors weights, or a hub id.
 
     dtype: of weights and activations; by default bfloat16 where the device multiplies it natively, else float32.
@@ -126,8 +143,14 @@ def load_base_model(name: str = DEFAULT_BASE_MODEL, device: str = "auto",
         model: Any
         report: dict[str, Any]
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or native_dtype(target), use_safetensors=True, local_files_only=True,
-            trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True)  # type: ignore[misc]
+            folder,
+            dtype=dtype or native_dtype(target),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # type: ignore[misc]
     except Exception as error:  # transformers and safetensors raise many types for a damaged or foreign folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot load the base model {name} from {folder}: {reason}") from error
@@ -135,8 +158,10 @@ def load_base_model(name: str = DEFAULT_BASE_MODEL, device: str = "auto",
         logging.set_verbosity(verbosity)
     if report["missing_keys"] or report["mismatched_keys"]:
         first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
-        raise InputError(f"the base model {name} in {folder} is not a complete causal language model: {first} is "
-                         "missing or has another shape")
+        raise InputError(
+            f"the base model {name} in {folder} is not a complete causal language model: {first} is "
+            "missing or has another shape"
+        )
     broken = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
     if broken is not None:
         raise InputError(f"the base model {name} in {folder} is damaged: {broken} holds numbers that are not finite")
@@ -153,7 +178,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def pick_device(device: str) -> torch.device:
-    """"auto" is the first CUDA device, else the CPU. Raises InputError for a device that is not there."""
+    """ "auto" is the first CUDA device, else the CPU. Raises InputError for a device that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
