@@ -71,7 +71,7 @@ def start(module: object, arguments: Sequence[str], folder: Path) -> int:
         if "STRESS_SHOW" not in os.environ:
             os.dup2(silence, 2)
         sys.argv = ["run.py", *arguments, "--output-dir", str(folder)]
-        code = run_script(f"{experiment}.main", module.Settings, module.PRESETS, None)
+        code = run_script(module.__name__.replace(".run", ".main"), module.Settings, module.PRESETS, None)
     finally:
         os._exit(code)
 

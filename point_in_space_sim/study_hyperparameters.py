@@ -75,15 +75,15 @@ class Trial:
 
     @property
     def tuning(self) -> TuningSettings:
-        return TuningSettings(
-            **{name: value for name, value in self.setting.items() if name in TuningSettings.__dataclass_fields__}
-        )  # type: ignore[arg-type]
+        known = TuningSettings.__dataclass_fields__
+        given: dict[str, Any] = {name: value for name, value in self.setting.items() if name in known}
+        return TuningSettings(**given)
 
     @property
     def sampling(self) -> SamplingSettings:
-        return SamplingSettings(
-            **{name: value for name, value in self.setting.items() if name in SamplingSettings.__dataclass_fields__}
-        )  # type: ignore[arg-type]
+        known = SamplingSettings.__dataclass_fields__
+        given: dict[str, Any] = {name: value for name, value in self.setting.items() if name in known}
+        return SamplingSettings(**given)
 
 
 @cache

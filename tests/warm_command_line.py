@@ -4,6 +4,7 @@ A call costs milliseconds in place of the seconds that importing torch takes, an
 a process of its own. As a script this is the warm process: it reads calls, one JSON object a line, and answers each.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,11 +56,8 @@ def serve():
     import transformers
 
     from experiment.command_line import run_script
-    from point_in_space_sim import run as point_in_space
-    from user_grouping_evaluation_sim import run as user_grouping
 
     transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.BertModel  # noqa: B018 - lazy modules
-    mains = {module.__name__.partition(".")[0]: module for module in (point_in_space, user_grouping)}
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
@@ -66,20 +65,19 @@ def serve():
             if not child:
                 os.dup2(out.fileno(), 1)
                 os.dup2(errors.fileno(), 2)
-                module = mains[request["experiment"]]
-                os._exit(
-                    perform(
-                        request,
-                        lambda m=module: run_script(
-                            m.__name__.replace(".run", ".main"), m.Settings, m.PRESETS, m.__doc__
-                        ),
-                    )
-                )
+                script = partial(run_script, *entry_of(request["experiment"]))
+                os._exit(perform(request, script))
             os.setpgid(child, child)
             status = end_of(child, request)
             out.seek(0), errors.seek(0)
             answer = [os.waitstatus_to_exitcode(status), out.read().decode(), errors.read().decode()]
         print(json.dumps(answer), flush=True)
+
+
+def entry_of(experiment):
+    """What the experiment's run.py gives to run_script."""
+    door = importlib.import_module(f"{experiment}.run")
+    return f"{experiment}.main", door.Settings, door.PRESETS, door.__doc__
 
 
 def end_of(child, request):
