@@ -12,9 +12,9 @@ import torch
 from experiment.errors import InputError
 from experiment.files import sha256_file
 from point_in_space_sim.engine.assets import SMOLLM2_WHEEL, cache_folder, model_folder, new_cache_entry, wheel_folder
+from point_in_space_sim.engine.settings import PROMPT
 
 DEFAULT_BASE_MODEL = "smollm2-135m"
-PROMPT = "Write a Reddit comment."
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class BaseModel:
     folder: Path
     model: Any  # a transformers causal language model
     tokenizer: Any  # its tokenizer
+    prompt_text: str = PROMPT  # what it is asked, before every comment
 
     @property
     def device(self) -> torch.device:
@@ -39,8 +40,8 @@ class BaseModel:
     def prompt(self) -> list[int]:
         """The tokens before a comment: the prompt in the tokenizer's chat template, or as a plain line without one."""
         if not self.tokenizer.chat_template:
-            return self.tokenizer(PROMPT + "\n")["input_ids"]
-        message = [{"role": "user", "content": PROMPT}]
+            return self.tokenizer(self.prompt_text + "\n")["input_ids"]
+        message = [{"role": "user", "content": self.prompt_text}]
         text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -123,7 +124,7 @@ def _grouped_query_attention(
 
 
 def load_base_model(
-    name: str = DEFAULT_BASE_MODEL, device: str = "auto", dtype: torch.dtype | None = None
+    name: str = DEFAULT_BASE_MODEL, device: str = "auto", dtype: torch.dtype | None = None, prompt: str = PROMPT
 ) -> BaseModel:
     """Loads a base model by name: "smollm2-135m", a folder with safetensors weights, or a hub id.
 
@@ -168,7 +169,7 @@ def load_base_model(
     if tokenizer.eos_token_id is None:
         raise InputError(f"the base model {name} has no end-of-text token: a comment could not end")
     model.requires_grad_(False).eval().to(target)
-    return BaseModel(name, weights_hash(folder), folder, model, tokenizer)
+    return BaseModel(name, weights_hash(folder), folder, model, tokenizer, prompt)
 
 
 def weights_hash(folder: Path) -> str:

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from experiment.errors import InputError
 from experiment.files import replace_atomically
-from point_in_space_sim.engine.base_model import PROMPT, BaseModel, run_layers
-from point_in_space_sim.engine.settings import TuningSettings
+from point_in_space_sim.engine.base_model import BaseModel, run_layers
+from point_in_space_sim.engine.settings import PROMPT, TuningSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -382,9 +382,9 @@ def load_adapter(folder: str | Path) -> Adapter:
         raise InputError(f"cannot read an adapter from {folder}: {str(error).strip().splitlines()[0]}") from error
 
 
-def write_chat_jsonl(texts: Sequence[str], path: str | Path) -> None:
+def write_chat_jsonl(texts: Sequence[str], path: str | Path, prompt: str = PROMPT) -> None:
     """Writes training comments as chat messages, one JSON object a line, which other trainers read."""
     with replace_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for text in texts:
-            messages = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": text}]
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")

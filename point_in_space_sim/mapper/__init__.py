@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import transformers
 
 ROBERTA = "SamLowe/roberta-base-go_emotions"
-EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "data" / "mapper"
+EMBEDDED_FOLDER = Path(__file__).resolve().parents[2] / "data" / "mapper"
 MAX_TOKENS = 256
 """Longer comments are cut (the length that all-MiniLM-L6-v2 was trained with)."""
 BATCH_SIZE = 64
