@@ -91,8 +91,10 @@ FILES = {
 }
 
 
-def report_page(settings: Settings, frames: dict[str, pd.DataFrame], drawn: Sequence[str], data: str) -> Page:
-    """frames: the run's tables by name. drawn: its figures' names. data: what the users are drawn from."""
+def report_page(
+    settings: Settings, frames: dict[str, pd.DataFrame], drawn: Sequence[str], data_shape: tuple[int, int]
+) -> Page:
+    """frames: the run's tables by name. drawn: its figures' names. data_shape: (users, dimensions) of the data."""
     runs = frames["runs"].assign(regret=regret(frames["runs"]))
     combinations = runs.groupby(COMBINATION, sort=False).ngroups
     own = [name for name in ("summary", "paired", "best") if name in frames]
@@ -110,7 +112,8 @@ def report_page(settings: Settings, frames: dict[str, pd.DataFrame], drawn: Sequ
             f"A crowd of {settings.num_users} users in {settings.num_groups} groups pulls a model towards an expert, "
             f"one user drawn at random and left out of the crowd. Each of {settings.num_rounds} rounds moves it a "
             f"share of {settings.delta:g} towards the weighted centroid of the group whose candidate is valued most "
-            f"(with probability {settings.error_probability:g} of another one). {data}",
+            f"(with probability {settings.error_probability:g} of another one). Users are drawn from "
+            f"{data_shape[0]} users x {data_shape[1]} dimensions.",
             f"{settings.num_runs} runs for each of {combinations} combinations of grouping, metric and scoring; all "
             "combinations of a run share expert, crowd and starting model, so they are compared in pairs.",
         ],
