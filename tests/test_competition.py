@@ -1,18 +1,18 @@
-"""The vectorised simulation and scorings against slow, literal transcriptions of the protocol for one run."""
+"""The vectorised competition and scorings against slow, literal transcriptions of the rules for one run."""
 
 import inspect
-import itertools
 
 import numpy as np
 import pytest
 
 from experiment.errors import InputError
 from user_grouping_evaluation_sim import scoring as scorings
+from user_grouping_evaluation_sim.competition import NONE, Rules, compete
 from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.preferences import Crowd
-from user_grouping_evaluation_sim.scoring import Round, Standing, attributed, marginal
-from user_grouping_evaluation_sim.simulation import MERGED, NONE, Protocol, simulate
+from user_grouping_evaluation_sim.scoring import Round, Standing, attributed, marginal, ranked
+from user_grouping_evaluation_sim.vector_world import simulate
 
 LITERAL_METRICS = {
     "l2": lambda a, b: -(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5),
@@ -31,35 +31,58 @@ def a_crowd(runs=1, users=11, dimensions=4, seed=3):
     )
 
 
-# ------------------------------------------------------------------ the protocol for one run, word by word
+# ------------------------------------------------------------------ the rules for one run, word by word
 
 
-def literal_even_blocks(count, num_groups):
-    """Block of each of `count` places in a row that is cut into num_groups even blocks."""
-    return [next(g for g in range(num_groups) if place < -(-(g + 1) * count // num_groups)) for place in range(count)]
+def literal_cut(ranking, num_groups):
+    """The study's cut: consecutive members, the first (n mod G) groups have one more."""
+    groups, start = [], 0
+    for g in range(num_groups):
+        size = len(ranking) // num_groups + (1 if g < len(ranking) % num_groups else 0)
+        groups.append(ranking[start : start + size])
+        start += size
+    return groups
 
 
 def literal_grouping(name, points, num_groups, progress, rng):
+    """Each user's group. Shuffles are asked of the generator as the vectorised grouping does."""
     n = len(points)
-    blocks = literal_even_blocks(n, num_groups)
-    ranking = sorted(range(n), key=lambda user: (-points[user], user))
-    labels = [None] * n
+    blocks = [g for g, members in enumerate(literal_cut(list(range(n)), num_groups)) for _ in members]
+    ranking = sorted(range(n), key=lambda user: (points[user], user))  # fewest points first
     if name == "random":
         return list(rng.permuted(np.array([blocks], dtype=np.int32), axis=1)[0])
+    labels = [None] * n
     if name == "epsilon_greedy":
         explore = rng.random(1)[0] < max(0.4, 1 - progress)
         shuffled = list(rng.permuted(np.array([blocks], dtype=np.int32), axis=1)[0])
         if explore:
             return shuffled
-        for place, user in enumerate(ranking):
-            labels[user] = blocks[place]
+        for g, members in enumerate(literal_cut(ranking, num_groups)):
+            for user in members:
+                labels[user] = g
         return labels
-    half = n // 2
-    upper = rng.permuted(np.array([ranking[:half]]), axis=1)[0]
-    lower = rng.permuted(np.array([ranking[half:]]), axis=1)[0]
-    for place, user in enumerate([*upper, *lower]):
+    lower = rng.permuted(np.array([ranking[: n // 2]]), axis=1)[0]
+    upper = rng.permuted(np.array([ranking[n // 2 :]]), axis=1)[0]
+    for place, user in enumerate(lower):
         labels[user] = place % num_groups
+    start = 0 if num_groups <= len(upper) else len(lower)  # else a group would stay empty
+    for place, user in enumerate(upper):
+        labels[user] = (start + place) % num_groups
     return labels
+
+
+def literal_ranked(points, labels, gains, best, other, mistaken, num_groups):
+    """The study's points in a round that improves: best group G points, the next G - 1, ...; in an error round the best
+    candidate first changes places with the other."""
+    ranking = sorted(range(len(gains)), key=lambda g: -gains[g])
+    if mistaken:
+        a, b = ranking.index(best), ranking.index(other)
+        ranking[a], ranking[b] = ranking[b], ranking[a]
+    earned = {}
+    for candidate in ranking:
+        if candidate < num_groups:
+            earned[candidate] = num_groups - len(earned)
+    return [p + earned[g] for p, g in zip(points, labels, strict=True)]
 
 
 def literal_attributed(memory, history, num_rounds, num_groups):
@@ -98,23 +121,18 @@ def literal_attributed(memory, history, num_rounds, num_groups):
     return {"beta": beta, "points": points, "merged_weights": merged_weights}
 
 
-def literal_competition(crowd, grouping, metric, scoring, protocol, rng):
+def literal_competition(crowd, grouping, metric, scoring, rules, delta, rng):
     users, expert, model = crowd.users[0].tolist(), crowd.experts[0].tolist(), crowd.models[0].tolist()
     value = LITERAL_METRICS[metric]
-    n, d, num_groups = len(users), len(expert), protocol.num_groups
+    n, d, num_groups = len(users), len(expert), rules.num_groups
     memory = {"beta": [0.0] * n, "points": [1.0] * n, "merged_weights": None}
     history = []
     distances = [-LITERAL_METRICS["l2"](model, expert)]
-    chosen = []
-    for t in range(protocol.num_rounds):
+    all_taken = []
+    for t in range(rules.num_rounds):
         points = memory["points"]
-        labels = literal_grouping(grouping, points, num_groups, t / protocol.num_rounds, rng)
-        if scoring == "attributed" and t > 0:
-            raw = [1.0] * n
-        elif protocol.negative_points_weigh:
-            raw = [p**2 for p in points]
-        else:
-            raw = [max(p, 0.0) ** 2 for p in points]
+        labels = literal_grouping(grouping, points, num_groups, t / rules.num_rounds, rng)
+        raw = [1.0] * n if scoring == "attributed" and t > 0 else [max(p, 0.0) ** 2 for p in points]
         weights = [0.0] * n
         mixtures = []
         for g in range(num_groups):
@@ -126,48 +144,43 @@ def literal_competition(crowd, grouping, metric, scoring, protocol, rng):
         merged_weights = memory["merged_weights"]
         if merged_weights is not None:
             mixtures.append([sum(merged_weights[i] * users[i][k] for i in range(n)) for k in range(d)])
-        candidates = [[m + protocol.delta * (c - m) for m, c in zip(model, mix, strict=True)] for mix in mixtures]
+        candidates = [[m + delta * (c - m) for m, c in zip(model, mix, strict=True)] for mix in mixtures]
         gains = [value(candidate, expert) - value(model, expert) for candidate in candidates]
         best = max(range(len(gains)), key=lambda g: gains[g])
-        other = int(rng.integers(1, max(2, len(gains)), 1)[0])
-        mistaken = rng.random(1)[0] < protocol.error_probability
+        other = (best + int(rng.integers(1, max(2, len(gains)), 1)[0])) % len(gains)
+        mistaken = rng.random(1)[0] < rules.error_probability
         improved = gains[best] > 0
-        taken = (best + other) % len(gains) if mistaken else best
+        taken = other if mistaken else best
         if improved:
             model = candidates[taken]
-        chosen.append(NONE if not improved else MERGED if taken == num_groups else taken)
+        all_taken.append(taken if improved else NONE)
         rewards = gains[:num_groups]
         merged = None if merged_weights is None else (merged_weights, gains[-1])
         history.append((labels, weights, rewards, merged))
         if scoring == "attributed":
-            memory = literal_attributed(memory, history, protocol.num_rounds, num_groups)
+            memory = literal_attributed(memory, history, rules.num_rounds, num_groups)
+        elif improved and scoring == "ranked":
+            memory["points"] = literal_ranked(points, labels, gains, best, other, mistaken, num_groups)
         elif improved:
             memory["points"] = [p + rewards[g] for p, g in zip(points, labels, strict=True)]
         distances.append(-LITERAL_METRICS["l2"](model, expert))
-    return distances, memory["points"], chosen
+    return distances, memory["points"], all_taken
 
 
-@pytest.mark.parametrize("negative_points_weigh", [True, False], ids=["paper", "default"])
-@pytest.mark.parametrize("scoring", ["marginal", "attributed"])
+@pytest.mark.parametrize("scoring", list(scorings.SCORINGS))
 @pytest.mark.parametrize("metric", list(METRICS))
 @pytest.mark.parametrize("grouping", list(GROUPINGS))
-def test_simulation_follows_the_protocol(grouping, metric, scoring, negative_points_weigh):
+def test_competition_follows_the_rules(grouping, metric, scoring):
     for num_groups, users in ((3, 11), (1, 5), (4, 4)):
         crowd = a_crowd(users=users)
-        protocol = Protocol(num_groups, 40, 0.13, 0.3, negative_points_weigh)
-        got = simulate(
-            crowd,
-            GROUPINGS[grouping],
-            METRICS[metric],
-            scorings.SCORINGS[scoring],
-            protocol,
-            np.random.default_rng(5),
-        )
+        rules = Rules(num_groups, 40, 0.3)
+        functions = GROUPINGS[grouping], METRICS[metric], scorings.SCORINGS[scoring]
+        got = simulate(crowd, *functions, rules, np.random.default_rng(5), 0.13)
         rng = np.random.default_rng(5)
-        distances, points, chosen = literal_competition(crowd, grouping, metric, scoring, protocol, rng)
+        distances, points, taken = literal_competition(crowd, grouping, metric, scoring, rules, 0.13, rng)
         np.testing.assert_allclose(got.distances[0], distances, rtol=0, atol=1e-9)
         np.testing.assert_allclose(got.points[0], points, rtol=1e-9, atol=1e-9)
-        np.testing.assert_array_equal(got.trace.chosen, chosen)
+        np.testing.assert_array_equal(got.trace.taken, taken)
 
 
 def turns(points, num_groups, progress, rng):
@@ -176,42 +189,35 @@ def turns(points, num_groups, progress, rng):
     return (order + round(progress * 100)) % num_groups
 
 
-@pytest.mark.parametrize("scoring", [marginal, attributed])
+@pytest.mark.parametrize("scoring", [marginal, ranked, attributed])
 def test_runs_do_not_touch_each_other(scoring):
     crowd = a_crowd(runs=5)
-    protocol = Protocol(3, 30, error_probability=0)
-    together = simulate(crowd, turns, METRICS["l2"], scoring, protocol, np.random.default_rng(0))
+    rules = Rules(3, 30, error_probability=0)
+    together = simulate(crowd, turns, METRICS["l2"], scoring, rules, np.random.default_rng(0))
     for run in range(5):
         one = Crowd(*(field[run : run + 1] for field in vars(crowd).values()))
-        alone = simulate(one, turns, METRICS["l2"], scoring, protocol, np.random.default_rng(1))
+        alone = simulate(one, turns, METRICS["l2"], scoring, rules, np.random.default_rng(1))
         np.testing.assert_allclose(together.distances[run], alone.distances[0], atol=1e-9)
         np.testing.assert_allclose(together.points[run], alone.points[0], atol=1e-9)
 
 
-def test_negative_points_weigh_only_in_the_study():
-    crowd = a_crowd()
-
+def test_negative_points_do_not_weigh():
     def halved(standing, history, num_rounds):
-        signs = np.where(np.arange(11) % 2, 1.0, -2.0)
-        return Standing(np.broadcast_to(signs, (1, 11)).copy())
-
-    def weights(weigh):
-        protocol = Protocol(2, 2, negative_points_weigh=weigh)
-        return simulate(crowd, turns, METRICS["l2"], halved, protocol, np.random.default_rng(0)).trace.weights[1]
+        return Standing(np.broadcast_to(np.where(np.arange(11) % 2, 1.0, -2.0), (1, 11)).copy())
 
     # turns() puts the five users with points 1 and the six with -2 evenly into both groups
-    assert (weights(False)[::2] == 0).all()
-    assert (weights(True)[::2] > weights(True)[1::2].max()).all()
-    np.testing.assert_allclose([weights(True).sum(), weights(False).sum()], 2)
+    trace = simulate(a_crowd(), turns, METRICS["l2"], halved, Rules(2, 2), np.random.default_rng(0)).trace
+    assert (trace.weights[1][::2] == 0).all()
+    np.testing.assert_allclose(trace.weights[1].sum(), 2)
 
 
 def test_without_improvement_nothing_changes():
     crowd = a_crowd()
     at_expert = Crowd(crowd.user_ids, crowd.users, crowd.experts, crowd.experts.copy())
-    got = simulate(at_expert, GROUPINGS["random"], METRICS["l2"], marginal, Protocol(3, 10), np.random.default_rng(0))
+    got = simulate(at_expert, GROUPINGS["random"], METRICS["l2"], marginal, Rules(3, 10), np.random.default_rng(0))
     assert (got.distances == 0).all()
     assert (got.points == 1).all()
-    assert (got.trace.chosen == NONE).all()
+    assert (got.trace.taken == NONE).all()
 
 
 def test_error_probability_is_the_share_of_wrong_choices():
@@ -220,7 +226,7 @@ def test_error_probability_is_the_share_of_wrong_choices():
     taken = {}
     for probability in (0.0, 0.25, 1.0):
         rng = np.random.default_rng(2)
-        got = simulate(crowd, turns, METRICS["l2"], marginal, Protocol(3, 1, error_probability=probability), rng)
+        got = simulate(crowd, turns, METRICS["l2"], marginal, Rules(3, 1, error_probability=probability), rng)
         taken[probability] = got.distances[:, 1]
     moved = taken[0.0] != np.linalg.norm(crowd.models - crowd.experts, axis=1)
     assert (taken[1.0] > taken[0.0])[moved].all()
@@ -245,7 +251,8 @@ def random_history(rng, runs, users, num_groups, rounds, beta=None):
         merged = (None, None)
         if beta is None and t % 3 == 2:
             merged = rng.dirichlet(np.ones(users), runs), rng.normal(size=runs)
-        history.append(Round(labels, weights, rewards, np.ones(runs, dtype=bool), *merged))
+        order = np.argsort(-rewards, axis=1)
+        history.append(Round(labels, weights, rewards, np.ones(runs, dtype=bool), order, *merged))
     return history
 
 
@@ -299,9 +306,55 @@ def test_attributed_recovers_a_linear_world(users, num_groups):
 
 def test_marginal_pays_only_rounds_that_improve():
     labels = np.array([[0, 1, 1], [1, 0, 0]])
-    past = Round(labels, np.ones((2, 3)), np.array([[0.5, -0.25], [-1.0, -2.0]]), np.array([True, False]))
+    order = np.array([[0, 1], [0, 1]])
+    past = Round(labels, np.ones((2, 3)), np.array([[0.5, -0.25], [-1.0, -2.0]]), np.array([True, False]), order)
     paid = marginal(Standing(np.ones((2, 3))), [past], 10)
     np.testing.assert_array_equal(paid.points, [[1.5, 0.75, 0.75], [1, 1, 1]])
+
+
+def test_ranked_pays_by_the_order_that_was_paid():
+    """Two runs of six users in three groups: one without an error, one in which the best and the last changed places;
+    in a third run a merged candidate came first, which pays nobody and moves nobody's rank."""
+    labels = np.tile([0, 0, 1, 1, 2, 2], (3, 1))
+    rewards = np.array([[0.1, 0.3, -0.2]] * 3)
+    order = np.array([[1, 0, 2, 3], [2, 0, 1, 3], [3, 1, 0, 2]])
+    past = Round(labels, np.full((3, 6), 0.5), rewards, np.array([True, True, True]), order)
+    paid = ranked(Standing(np.ones((3, 6))), [past], 10)
+    np.testing.assert_array_equal(paid.points - 1, [[2, 2, 3, 3, 1, 1], [2, 2, 1, 1, 3, 3], [2, 2, 3, 3, 1, 1]])
+
+
+def test_the_order_is_by_gain_but_for_errors():
+    """Of fixed gains: without an error the order is theirs, with one the best has changed places with another."""
+
+    class Fixed:
+        def propose(self, model, shares, round_number):
+            return np.arange(shares.num_groups)
+
+        def gains(self, model, candidates):
+            return np.tile([0.1, 0.4, -0.3, 0.2], (200, 1))
+
+        def take(self, model, candidates, taken, improved):
+            return model + candidates[taken]
+
+    by_gain = [1, 3, 0, 2]
+    for probability in (0.0, 0.5, 1.0):
+        rules = Rules(4, 3, probability)
+        played = list(
+            compete(Fixed(), np.zeros(200), (200, 8), GROUPINGS["random"], ranked, rules, np.random.default_rng(0))
+        )
+        orders = np.concatenate([step.round.order for step in played])
+        taken = np.concatenate([step.taken for step in played])
+        np.testing.assert_array_equal(taken, orders[:, 0])
+        np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(4), (600, 1)))
+        wrong = orders[:, 0] != 1
+        assert abs(wrong.mean() - probability) < 4 * (probability * (1 - probability) / 600) ** 0.5 + 1e-12
+        np.testing.assert_array_equal(orders[~wrong], np.tile(by_gain, ((~wrong).sum(), 1)))
+        for order in orders[wrong]:
+            expected = list(by_gain)
+            there = expected.index(order[0])
+            expected[0], expected[there] = expected[there], expected[0]
+            np.testing.assert_array_equal(order, expected)
+        np.testing.assert_allclose(played[-1].model, sum(step.taken for step in played))
 
 
 # ------------------------------------------------------------------ a user's own functions that misbehave
@@ -312,7 +365,7 @@ def test_lists_of_labels_are_taken():
         return [[i % num_groups for i in range(points.shape[1])] for _ in points]
 
     crowd = a_crowd(runs=2)
-    got = simulate(crowd, lists, METRICS["l2"], marginal, Protocol(3, 5), np.random.default_rng(0))
+    got = simulate(crowd, lists, METRICS["l2"], marginal, Rules(3, 5), np.random.default_rng(0))
     assert np.isfinite(got.distances).all()
 
 
@@ -331,24 +384,17 @@ def test_lists_of_labels_are_taken():
 def test_bad_groups_are_refused(labels, told):
     crowd = a_crowd(users=6)
     with pytest.raises(InputError, match=told):
-        simulate(crowd, lambda *_: labels, METRICS["l2"], marginal, Protocol(3, 2), np.random.default_rng(0))
+        simulate(crowd, lambda *_: labels, METRICS["l2"], marginal, Rules(3, 2), np.random.default_rng(0))
 
 
 def test_numbers_that_are_not_finite_are_refused():
     crowd = a_crowd(users=6)
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="the metric"):
-        simulate(crowd, turns, lambda a, b: (a - b).sum(axis=-1) * np.nan, marginal, Protocol(3, 2), rng)
+        simulate(crowd, turns, lambda a, b: (a - b).sum(axis=-1) * np.nan, marginal, Rules(3, 2), rng)
     with pytest.raises(InputError, match="the scoring"):
         nan_points = Standing(np.full((1, 6), np.nan))
-        simulate(crowd, turns, METRICS["l2"], lambda *_: nan_points, Protocol(3, 2), rng)
+        simulate(crowd, turns, METRICS["l2"], lambda *_: nan_points, Rules(3, 2), rng)
     with pytest.raises(InputError, match="merged weights"):
         heavy = Standing(np.ones((1, 6)), merged_weights=np.ones((1, 6)))
-        simulate(crowd, turns, METRICS["l2"], lambda *_: heavy, Protocol(3, 2), rng)
-
-
-def test_literal_blocks_are_even():
-    for count, groups in itertools.product(range(1, 12), range(1, 6)):
-        if groups <= count:
-            sizes = np.bincount(literal_even_blocks(count, groups), minlength=groups)
-            assert sizes.max() - sizes.min() <= 1
+        simulate(crowd, turns, METRICS["l2"], lambda *_: heavy, Rules(3, 2), rng)
