@@ -19,7 +19,7 @@ from scipy import stats
 
 from experiment.command_line import run_script
 from experiment.parallel import parallel_map
-from user_grouping_evaluation_sim import plots
+from user_grouping_evaluation_sim import main as main_module
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
 from user_grouping_evaluation_sim.settings import DATA, PRESETS, Settings
@@ -103,8 +103,8 @@ def main_here(here, *options):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setattr(sys, "argv", ["run.py", *map(str, options)])
-        patch.setattr(sys, "path", ["", *sys.path])  # run.py, being a script, replaces the first
-        patch.setattr(plots, "figures_of", lambda *_: [])
+        patch.setattr(sys, "path", [*sys.path])  # named_function adds the current folder
+        patch.setattr(main_module, "figures_of", lambda *_: [])
         return run_script("user_grouping_evaluation_sim.main", Settings, PRESETS, None)
 
 
@@ -147,7 +147,7 @@ def test_default_files(default_run):
     for name, columns in COLUMNS.items():
         assert list(found[name].columns) == columns, name
         assert b"\r" not in (default_run / f"{name}.csv").read_bytes()
-    combinations = 2 * 2 * 2
+    combinations = 2 * 2 * 3
     lengths = {"runs": 3, "rounds": 3 * 6, "points": 3 * 6, "summary": 1}
     assert {name: len(found[name]) for name in lengths} == {k: combinations * v for k, v in lengths.items()}
     assert not found["points"].isna().any(axis=None)
@@ -157,6 +157,7 @@ def test_default_files(default_run):
         "distance_by_grouping",
         "distance_by_metric",
         "points_against_shapley_marginal",
+        "points_against_shapley_ranked",
         "points_against_shapley_attributed",
         "correlation_against_distance",
         "subset_influence",
@@ -193,7 +194,7 @@ def test_combinations_of_a_run_start_alike(default_run):
     found = tables(default_run)
     assert (found["runs"].groupby("run")[["start_distance", "hull_distance"]].nunique() == 1).all(axis=None)
     assert found["runs"]["start_distance"].nunique() == 3
-    assert (found["points"].groupby(["run", "user"]).size() == 8).all()
+    assert (found["points"].groupby(["run", "user"]).size() == 12).all()
     assert (found["points"].groupby(["metric", "run", "user"])["shapley"].nunique() == 1).all()
 
 
@@ -244,8 +245,7 @@ def test_paper_preset_is_the_study(paper_run):
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert len(record["dimensions"]) == 20
     assert "(no genres listed)" in record["dimensions"]
-    assert record["negative_points_weigh"] is True
-    assert record["scoring"] == ["marginal"]
+    assert record["scoring"] == ["ranked"]
     with gzip.open(DATA / "ratings.csv.gz", "rt", encoding="utf-8") as file:
         ids = sorted({int(line.split(",")[0]) for line in file if line[0].isdigit()})
     points = tables(folder)["points"]
@@ -271,7 +271,7 @@ def test_help_is_quick():
     for option in ("--num-users", "--num-groups", "--grouping", "--preset", "--sweep", "--preferences", "--scheduler"):
         assert option in done.stdout
     imported = set(re.findall(r"\|\s+(\w+)$", done.stderr, re.M))
-    assert not imported & {"torch", "transformers", "pandas", "matplotlib", "scipy", "shap"}
+    assert not imported & {"torch", "transformers", "pandas", "matplotlib", "shap"}
 
 
 def test_quick_preset_as_a_module(tmp_path):
@@ -289,6 +289,21 @@ def test_quick_preset_as_a_module(tmp_path):
     assert len(found["rounds"]) == 6 * 21
     assert found["points"].groupby("run").size().tolist() == [20] * 6
     assert (found["points"]["standard_error"] == 0).all()
+
+
+def test_the_studys_estimator_alone(home, tmp_path):
+    """--shapley kernel validates every run by it; there is nothing to compare it with."""
+    options = ["--preferences", "matrix.csv", "--shapley", "kernel", "--metric", "l2", "--grouping", "random"]
+    assert main_here(home, *TINY, *options, "--output-dir", tmp_path / "k", "--jobs", 1) == 0
+    found = tables(tmp_path / "k")
+    crowd = crowd_of(Settings(num_users=6), read_matrix(home / "matrix.csv"), 6, 0, 3)
+    exact = [
+        shapley_values(*pair, METRICS["l2"], method="exact").values
+        for pair in zip(crowd.users, crowd.experts, strict=True)
+    ]
+    got = found["points"].query("scoring == 'ranked'")["shapley"].to_numpy().reshape(3, 6)
+    np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-4)  # with 6 users it enumerates all coalitions
+    assert "estimators" not in found
 
 
 def test_own_strategies_matrix_and_sweep(home, tmp_path):
@@ -531,6 +546,6 @@ def test_bad_input_as_a_shell_sees_it(home, tmp_path):
 def test_dry_run_writes_nothing(command_line, tmp_path):
     code, printed, _ = command_line(*CROWD, "--dry-run", "--output-dir", tmp_path / "new")
     assert code == 0
-    assert "6 users in 2 groups: 3 runs of 5 rounds for each of 18 combinations" in printed
+    assert "6 users in 2 groups: 3 runs of 5 rounds for each of 27 combinations" in printed
     assert "40 users x 5 dimensions" in printed
     assert not (tmp_path / "new").exists()
