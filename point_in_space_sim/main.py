@@ -177,7 +177,7 @@ def play_all(
 ) -> "pd.DataFrame":
     """Plays every target and seed that the folder does not hold yet, and writes all files. Gives the summary."""
 
-    tables, earlier_commands = held_tables(run.path) if run.finished else ({}, [])
+    tables, _ = held_tables(run.path) if run.finished else ({}, [])
     parts = [
         f"{slug(n.target.name)}-seed-{seed}"
         for n in neighbourhoods
@@ -188,7 +188,6 @@ def play_all(
     names = [neighbourhood.target.name for neighbourhood in missing]
     if not missing:
         print(f"{', '.join(n.target.name for n in neighbourhoods)}: finished before, nothing to do", flush=True)
-        run.remove_parts(parts)
         return tables["summary"]
     comments, draws = [tables["comments"]] if tables else [], [tables["draws"]] if tables else []
     nearby = [tables["neighbourhoods"]] if tables else []
@@ -225,7 +224,7 @@ def play_all(
     own_mapper = {"auto": "roberta" if mapper.name == ROBERTA else "embedded"}.get(settings.mapper, settings.mapper)
     sources = {"base_model": workshop.base_model, "mapper": own_mapper, "corpus": settings.corpus}
     sources = {name: shared_path(Path(source)) if Path(source).exists() else source for name, source in sources.items()}
-    facts = {"sources": sources, "earlier_commands": earlier_commands, "parts": parts}
+    facts = {"sources": sources}
     return write_results(run, workshop, [*held, *names], comments, draws, nearby, mapper.name, facts)
 
 
@@ -290,7 +289,7 @@ def write_results(
         plots.write_figures(run.path, comments, generations, neighbourhoods, summary, caption)
     page = report_page(comments, generations, neighbourhoods, summary, Path(workshop.base_model).name, mapper)
     answer = results.overall(summary)
-    finish_with_report(run, page, experiment="point_in_space_sim", emotions=names, answer=answer, **facts)
+    finish_with_report(run, page, emotions=names, answer=answer, **facts)
     return summary
 
 

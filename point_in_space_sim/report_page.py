@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from experiment.report import Estimate, Figure, Page, Sample, Table, Value, estimates, format_number, words
+from experiment.report import Estimate, Illustration, Page, Sample, Table, Value, estimates, format_number, words
 from point_in_space_sim.plots import LONG, PUBLISHED_MEAN_REDUCTION, PUBLISHED_MULTI, PUBLISHED_SINGLE
 from point_in_space_sim.results import overall
 
 COMMENTS_SHOWN = 5
 FIGURES = (
-    Figure(
+    Illustration(
         "single_against_multi",
         "One model against competing variants",
         "Left: mean distance of fresh comments to the neighbourhood's centroid, one model tuned on all neighbours "
@@ -21,14 +21,14 @@ FIGURES = (
         "Dot plot of the mean distance with one model and with competing variants for each target, and of the "
         "reduction in per cent.",
     ),
-    Figure(
+    Illustration(
         "distances",
         "How far comments lie from the centroid",
         "All fresh comments of every model, a panel a target. The grey band is the neighbourhood's own spread: a model "
         "that writes just like it would lie on it.",
         "Box plots of comments' distance to the centroid, by protocol and generation, a panel for each target.",
     ),
-    Figure(
+    Illustration(
         "controls",
         "Competition against the controls",
         "Competition minus the single model, minus a random part without competition, and minus the averaged adapters, "
@@ -36,7 +36,7 @@ FIGURES = (
         "Dot plots of paired differences between the competition and the single model, the random control and the "
         "averaged control.",
     ),
-    Figure(
+    Illustration(
         "movement",
         "Movement through emotion space",
         "Comments and their means in the first two principal components of a target's panel (first seed): from the "
@@ -44,7 +44,7 @@ FIGURES = (
         "Scatter plots of comments by generation in two principal components, with the path of the means and the "
         "centroid.",
     ),
-    Figure(
+    Illustration(
         "selection",
         "Winner's curse",
         "Each kept variant's distance on the sample that chose it against that on a fresh one. Above the diagonal the "

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiment.command_line import NOT_IDENTITY
-from experiment.files import ROOT, replace_atomically, sha256_file
+from experiment.command_line import NOT_IDENTITY, naming, tell
+from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, open_run, shared_path
+from experiment.tables import write_table
 from user_grouping_evaluation_sim import tables
 from user_grouping_evaluation_sim.plots import draw, figures_of
 from user_grouping_evaluation_sim.preferences import Preferences, check_enough_users, read_matrix, read_movielens
@@ -40,15 +41,16 @@ def main(settings: Settings) -> None:
     sizes = sizes_to_run(settings)
     check_enough_users(preferences, max(users for users, _ in sizes))
     tasks = tasks_of(settings, sizes, preferences.vectors.shape[1])
-    print(describe(settings, sizes, tasks, preferences), flush=True)
+    tell(describe(settings, sizes, tasks, preferences))
     if settings.dry_run:
         return
     rehearse(settings, preferences)
-    reach_cluster(settings.backend, settings.scheduler)
+    with naming("--scheduler"):
+        reach_cluster(settings.backend, settings.scheduler)
     identity = identity_of(settings, files)
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
         if run.finished:
-            print(f"already complete: {folder} (--overwrite runs it again)")
+            tell(f"already complete: {folder} (--overwrite runs it again)")
             return
         with run.stage("simulation and Shapley values"):
             done = finish_tasks(run, settings, preferences, tasks)
@@ -59,11 +61,10 @@ def main(settings: Settings) -> None:
         finish_with_report(
             run,
             report_page(settings, frames, drawn, preferences.vectors.shape),
-            experiment="user_grouping_evaluation_sim",
             dimensions=list(preferences.dimensions),
             data_files={name: shared_path(path) for name, path in files.items()},
         )
-    print(f"results: {folder}")
+    tell(f"results: {folder}")
 
 
 def data_files(settings: Settings) -> dict[str, Path]:
@@ -127,8 +128,7 @@ def write_tables(
         by_size = {size: tables.runs_table(combinations_of(settings, preferences, done, *size)) for size in grid}
         frames |= tables.sweep_tables(by_size, np.random.default_rng(settings.seed))
     for name, frame in frames.items():
-        with replace_atomically(run.path / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+        write_table(frame, run.path, name, float_format="%.6g")
     return frames
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiment.report import Estimate, Figure, Page, Table, Value, estimates, words
+from experiment.report import Compared, Estimate, Illustration, Page, Table, Value, estimates, words
 from experiment.statistics import mean_interval
 from user_grouping_evaluation_sim.settings import Settings
 from user_grouping_evaluation_sim.tables import COMBINATION, regret
@@ -120,6 +120,7 @@ def report_page(
         figures=[_figure(name) for name in sorted(drawn, key=_place)],
         tables=tables,
         files=[(f"{name}.csv", what) for name, what in FILES.items() if name in frames],
+        compared=Compared("runs", COMBINATION, ["run"], {"final_distance": -1, "pearson": 1, "spearman": 1}),
     )
 
 
@@ -247,10 +248,10 @@ def _place(name: str) -> int:
     return next((i for i, start in enumerate(FIGURES) if name.startswith(start)), len(FIGURES))
 
 
-def _figure(name: str) -> Figure:
+def _figure(name: str) -> Illustration:
     start = next((start for start in FIGURES if name.startswith(start)), None)
     if start is None:
-        return Figure(name, name, "", f"Figure {name}")
+        return Illustration(name, name, "", f"Figure {name}")
     title, caption, alt = FIGURES[start]
     variant = name.removeprefix(start).strip("_")
-    return Figure(name, title.format(variant), caption, f"{alt} ({variant} points)" if variant else alt)
+    return Illustration(name, title.format(variant), caption, f"{alt} ({variant} points)" if variant else alt)
