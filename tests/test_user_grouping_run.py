@@ -109,7 +109,7 @@ def main_here(here, *options):
 
 
 def tables(folder):
-    return {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
+    return {path.stem: pd.read_csv(path, dtype={"user": str}) for path in folder.glob("*.csv")}
 
 
 def csv_bytes(folder):
@@ -426,77 +426,34 @@ def command_line(home, capsys):
     return lambda *options: (main_here(home, *options), *capsys.readouterr())
 
 
-RATINGS = "userId,movieId,rating,timestamp\n1,1,4.0,1\n2,1,3.0,1\n3,2,5.0,1\n"
-MOVIES = "movieId,title,genres\n1,A,Drama\n2,B,Comedy\n"
-FILES = {
-    "ratings.csv": RATINGS,
-    "movies.csv": MOVIES,
-    "word.csv": RATINGS + "3,1,good,1\n",
-    "high.csv": RATINGS + "3,1,11,1\n",
-    "twice.csv": RATINGS + "3,2,5.0,9\n",
-    "empty.csv": "",
-    "column.csv": RATINGS.replace("rating", "stars"),
-    "nan.csv": "who,a,b\n1,2,3\n2,NaN,1\n3,1,1\n",
-    "few.csv": "who,a,b\n1,2,3\n2,2,1\n3,1,1\n",
-}
-GROUPLENS = ["--movies", "movies.csv", "--num-users", "2", "--num-groups", "1", "--ratings"]
 CROWD = ["--preferences", "matrix.csv", *TINY]
-BAD = {
+BAD = {  # tests/test_malformed_inputs.py has all kinds; these come after a crowd was read
     "more groups than users": ([*CROWD, "--num-groups", 7], "--num-groups 7: more groups than the 6 users"),
     "more groups in the sweep": ([*CROWD, "--sweep", "--sweep-users", 3, "--sweep-groups", 4], "more groups than"),
-    "fewer users than asked for": ([*CROWD, "--num-users", 40], "--num-users 40: the data hold 40 users"),
-    "fewer users than the sweep": ([*CROWD, "--sweep", "--sweep-users", 99], "--num-users 99: the data hold 40 users"),
-    "fewer users in MovieLens": ([*GROUPLENS, "ratings.csv", "--num-users", 3], "the data hold 3 users"),
-    "a rating that is a word": ([*GROUPLENS, "word.csv"], "word.csv: row 5: rating 'good' is not a number"),
-    "a rating out of range": ([*GROUPLENS, "high.csv"], "high.csv: row 5: rating 11 is not within 0.5 to 5"),
-    "a rating given twice": ([*GROUPLENS, "twice.csv"], "twice.csv: row 5: user 3 rates movie 2 a second time"),
-    "an empty file": ([*GROUPLENS, "empty.csv"], "empty.csv: the file is empty"),
-    "an empty matrix": (["--preferences", "empty.csv"], "empty.csv: the file is empty"),
-    "a missing column": ([*GROUPLENS, "column.csv"], "column.csv: no column rating"),
-    "a missing file": ([*GROUPLENS, "absent.csv"], "absent.csv: no such file"),
-    "a folder in place of a file": (["--preferences", "."], "cannot be read as CSV"),
-    "a matrix with NaN": (["--preferences", "nan.csv"], "nan.csv: row 3: column a is not a finite number"),
-    "a small matrix": (["--preferences", "few.csv"], "--num-users 75: the data hold 3 users"),
+    "fewer users than asked for": ([*CROWD, "--num-users", 40], "--num-users: 40 users: the data hold 40 users"),
+    "fewer users than the sweep": ([*CROWD, "--sweep", "--sweep-users", 99], "99 users: the data hold 40 users"),
     "empty groups": ([*CROWD, "--grouping", "own_strategies:one_group"], "left group 1 of run 0 empty"),
     "overlapping groups": ([*CROWD, "--grouping", "own_strategies:overlapping"], "must give each user one group"),
     "a metric without a value of nobody": ([*CROWD, "--metric", "own_strategies:cosine"], "zero vector"),
-    "an unknown grouping": ([*CROWD, "--grouping", "interleavd"], "interleavd: unknown; did you mean interleaved?"),
-    "an unknown metric": ([*CROWD, "--metric", "l3"], "--metric l3: unknown; choose from l2, l1, dot, module:function"),
-    "an unknown scoring": ([*CROWD, "--scoring", "marginl"], "--scoring marginl: unknown; did you mean marginal?"),
-    "an unknown preset": (["--preset", "papper"], "--preset papper: unknown; did you mean paper?"),
     "an unknown method": ([*CROWD, "--shapley", "exct"], "--shapley exct: unknown; did you mean exact?"),
     "an unknown backend": ([*CROWD, "--backend", "lokey"], "--backend lokey: unknown; did you mean loky?"),
-    "an unknown function": ([*CROWD, "--metric", "own_strategies:none"], "cannot be loaded"),
-    "an unknown module": ([*CROWD, "--scoring", "no_such_module:f"], "cannot be loaded"),
     "a name given twice": ([*CROWD, "--metric", "l2", "l2"], "name at least one, and each once"),
     "no name": ([*CROWD, "--metric"], "name at least one, and each once"),
     "dask without an address": ([*CROWD, "--backend", "dask"], "needs --scheduler ADDRESS"),
     "a cluster that is not there": (
         [*CROWD, "--backend", "dask", "--scheduler", "no-such-protocol://here:1"],
-        "no dask scheduler answers",
+        "--scheduler: no-such-protocol://here:1: no dask scheduler answers",
     ),
     "a form that does not fit": ([*CROWD, "--shapley", "closed_form"], "fits --metric dot alone"),
     "too many coalitions": ([*CROWD, "--num-users", 23, "--shapley", "exact"], "too many coalitions"),
     "delta 0": ([*CROWD, "--delta", 0], "--delta 0.0: out of range; must be in (0, 1]"),
-    "delta above 1": ([*CROWD, "--delta", 1.5], "--delta 1.5: out of range"),
     "delta NaN": ([*CROWD, "--delta", "nan"], "--delta nan: out of range"),
-    "a probability below 0": ([*CROWD, "--error-probability", -0.1], "--error-probability -0.1: out of range"),
-    "a probability above 1": ([*CROWD, "--error-probability", 2], "--error-probability 2.0: out of range"),
-    "no users": ([*CROWD, "--num-users", 0], "--num-users 0: out of range"),
-    "no groups": ([*CROWD, "--num-groups", 0], "--num-groups 0: out of range"),
-    "no rounds": ([*CROWD, "--num-rounds", 0], "--num-rounds 0: out of range"),
-    "no runs": ([*CROWD, "--num-runs", 0], "--num-runs 0: out of range"),
-    "no jobs": ([*CROWD, "--jobs", 0], "--jobs 0: out of range"),
-    "a negative seed": ([*CROWD, "--seed", -1], "--seed -1: out of range"),
-    "no precision": ([*CROWD, "--shapley-precision", 0], "--shapley-precision 0.0: out of range"),
 }
 
 
 @pytest.mark.parametrize("case", list(BAD))
 def test_bad_input_is_one_line_and_changes_nothing(case, command_line, home, reference_run, tmp_path):
     options, told = BAD[case]
-    for name, text in FILES.items():
-        (home / name).write_text(text, encoding="utf-8")
     held = tmp_path / "held"
     shutil.copytree(reference_run, held)
     before = everything_in(held)

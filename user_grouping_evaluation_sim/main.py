@@ -39,7 +39,8 @@ def main(settings: Settings) -> None:
     files = data_files(settings)
     preferences = read_preferences(files, keep_no_genres=settings.keep_no_genres)
     sizes = sizes_to_run(settings)
-    check_enough_users(preferences, max(users for users, _ in sizes))
+    with naming("--num-users"):
+        check_enough_users(preferences, max(users for users, _ in sizes))
     tasks = tasks_of(settings, sizes, preferences.vectors.shape[1])
     tell(describe(settings, sizes, tasks, preferences))
     if settings.dry_run:

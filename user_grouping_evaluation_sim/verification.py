@@ -253,8 +253,8 @@ def check_data(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> tuple
         expected = values[runs["run"]]
         allowed = ROUNDING * expected + 1e-6
         differences += _compare("runs.csv", runs[RUN], column, runs[column], expected, allowed, "the data and the seed")
-    users = crowd.user_ids[runs["run"]].ravel().astype(str)
-    wrong = points["user"].astype(str).to_numpy() != users
+    users = crowd.user_ids[runs["run"]].ravel()
+    wrong = points["user"].to_numpy() != users
     if wrong.any():
         row = int(wrong.argmax())
         differences.append(
