@@ -1,23 +1,33 @@
 # make run: both experiments. make test: both at their quick preset, then the checks and the suite.
-# Each makes its virtual environment first, once.
+# make reference: the committed results again. Each makes its virtual environment first, once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
+GROUPING = user_grouping_evaluation_sim
+SPACE = point_in_space_sim
 
-.PHONY: run test
+.PHONY: run test reference
 
 run: $(VENV)/installed
-	$(BIN)/python user_grouping_evaluation_sim/run.py
-	$(BIN)/python point_in_space_sim/run.py
+	$(BIN)/python $(GROUPING)/run.py
+	$(BIN)/python $(SPACE)/run.py
 
 test: $(VENV)/installed-dev
-	$(BIN)/python user_grouping_evaluation_sim/run.py --preset quick --overwrite
-	$(BIN)/python point_in_space_sim/run.py --preset quick --overwrite
+	$(BIN)/python $(GROUPING)/run.py --preset quick --overwrite
+	$(BIN)/python $(SPACE)/run.py --preset quick --overwrite
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-$(VENV)/installed: requirements.txt
+reference: $(VENV)/installed
+	$(BIN)/python $(GROUPING)/run.py --sweep --output-dir results/$(GROUPING)/reference --overwrite
+	$(BIN)/python $(GROUPING)/run.py --preset paper --sweep --overwrite
+	$(BIN)/python $(GROUPING)/study_attribution.py
+	$(BIN)/python $(SPACE)/study_hyperparameters.py
+	$(BIN)/python $(SPACE)/run.py --preset reference --overwrite
+
+$(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -r requirements.txt
 	touch $@

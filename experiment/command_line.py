@@ -5,9 +5,10 @@ import difflib
 import importlib
 import io
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -38,6 +39,8 @@ class CommonSettings:
 NOT_IDENTITY = ("output_dir", "jobs", "overwrite", "resume", "backend", "scheduler")
 
 
+# torch's exceptions, on CUDA and on the CPU, which this module does not import.
+OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 GO_ON = "finished parts are kept; run the same command to go on"
 
 
@@ -49,9 +52,8 @@ def run_script(
     Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted. What the code does not foresee is raised, so
     that Python shows where it happened and exits with code 1.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a run
-            stream.reconfigure(errors="backslashreplace")
+    _mend_streams()
+    os.environ["MPLBACKEND"] = "agg"  # figures need no window system, and a notebook's backend is not installed here
     try:
         given = read_command_line(sys.argv[1:], settings, presets, description)
         importlib.import_module(module).main(given)
@@ -61,8 +63,12 @@ def run_script(
         return _ended(f"interrupted: {GO_ON}", 130)
     except RunFailed as error:
         return _ended(f"error: {error}; {GO_ON}", 1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+            raise
         return _ended(f"error: not enough memory; {GO_ON}, perhaps with fewer --jobs", 1)
+    except BrokenPipeError:  # nobody reads the help to its end
+        _discard_output()
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _ended(f"error: {where}{error.strerror or error}; {GO_ON}", 1)
@@ -70,8 +76,35 @@ def run_script(
 
 
 def _ended(message: str, code: int) -> int:
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(" ".join(message.split()), file=sys.stderr, flush=True)
     return code
+
+
+def tell(line: str) -> None:
+    """Prints a line. A reader that went away (`| head -1`) does not end a run: what follows goes nowhere."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _mend_streams() -> None:
+    """Streams that were closed (`2>&-`) lead nowhere, and no file that a run opens takes their number; what a terminal
+    cannot show is escaped."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+        stream = getattr(sys, name)
+        if number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def read_command_line(
@@ -106,7 +139,8 @@ def read_command_line(
 
 def _first_sentence(complaint: str) -> str:
     """What tyro draws as a box (a title, what is wrong, a rule, help), without the box: what is wrong."""
-    lines = [line.strip("│ ") for line in complaint.splitlines()[1:-1]]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)  # on a terminal it is coloured
+    lines = [line.strip("│ ") for line in plain.splitlines()[1:-1]]
     told = " ".join(takewhile(lambda line: set(line) != {"─"}, lines))
     return f"{told.removeprefix('Error parsing ').rstrip('.')}; see --help"
 
@@ -154,12 +188,22 @@ def check_range(option: str, value: float, low: float, high: float, *, open_low:
         raise InputError(f"{option} {value}: out of range; must be in {bracket}{low}, {high}]")
 
 
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """An InputError raised inside begins with the option that it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+
+
 def named_function(option: str, name: str, registry: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     """The registry's function, or the user's own, named as `module:function` (importable from the current folder)."""
     if ":" not in name:
         check_name(option, name, [*registry, "module:function"])
         return registry[name]
     module_name, _, function_name = name.partition(":")
+    # Where the user's own modules lie, for workers too, which get the function by its module's name.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(1, here)
     try:

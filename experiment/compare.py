@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,47 +17,27 @@ import numpy as np
 import pandas as pd
 
 from experiment.errors import InputError
-from experiment.report import Estimate, Link, Table, Value, page_html, table_html, words, write_page
+from experiment.report import (
+    SAID_OF_THE_RUN,
+    Compared,
+    Estimate,
+    Link,
+    Table,
+    Value,
+    joined,
+    page_html,
+    table_html,
+    words,
+    write_page,
+)
+from experiment.run_folder import RECORD_OF_THE_RUN, read_record
 from experiment.statistics import mean_interval
+from experiment.tables import read_table, table_path
 
 NOT_SETTINGS = (
-    "python",
-    "packages",
-    "machine",
-    "command",
-    "earlier_commands",
-    "earlier_commits",
-    "seconds",
-    "answer",
-    "answer_in_words",
-    "outputs_sha256",
-    "experiment",
-    "dimensions",
-    "sources",
-    "data_files",
+    *(*RECORD_OF_THE_RUN, *SAID_OF_THE_RUN),
+    *("outputs_sha256", "dimensions", "sources", "data_files"),
 )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How an experiment's runs are compared: by measures of table `file`, whose rows are means over `units` within
-    `groups`. better: +1 where more is better, -1 where less is."""
-
-    file: str
-    groups: tuple[str, ...]
-    units: tuple[str, ...]
-    measures: Mapping[str, int]
-
-
-LAYOUTS = {
-    "user_grouping_evaluation_sim": Layout(
-        "runs.csv",
-        ("grouping", "metric", "scoring"),
-        ("seed", "run"),
-        {"final_distance": -1, "pearson": 1, "spearman": 1},
-    ),
-    "point_in_space_sim": Layout("generations.csv", ("protocol",), ("emotion", "seed"), {"mean_distance": -1}),
-}
 
 
 @dataclass(frozen=True)
@@ -66,8 +46,8 @@ class Run:
 
     name: str
     folder: Path
-    experiment: str
     record: dict[str, Any]
+    layout: Compared
     table: pd.DataFrame
 
 
@@ -96,76 +76,66 @@ def compare(folders: Sequence[Path], output: Path) -> str:
     names = [chr(ord("A") + i) if len(folders) <= 26 else f"R{i + 1}" for i in range(len(folders))]
     runs = [read_run(name, folder) for name, folder in zip(names, folders, strict=True)]
     first, *others = runs
+    experiment = first.record["experiment"]
     for run in others:
-        if run.experiment != first.experiment:
+        if run.record["experiment"] != experiment:
             raise InputError(
-                f"{run.folder}: a run of {run.experiment}, the first is of {first.experiment}; "
+                f"{run.folder}: a run of {run.record['experiment']}, the first is of {experiment}; "
                 "compare runs of one experiment"
             )
-    layout = LAYOUTS[first.experiment]
+    layout = first.layout
+    differences = [difference_table(first, run, layout) for run in others]
+    if layout.breakdown is not None:
+        differences += [breakdown_table(first, run, layout, layout.breakdown) for run in others]
     sections = {
-        "Runs": table_html(runs_table(runs, output)) + table_html(settings_table(runs)),
-        "Differences": "\n".join(table_html(difference_table(first, run, layout)) for run in others),
+        "Runs": joined(map(table_html, (runs_table(runs, output), settings_table(runs)))),
+        "Differences": joined(map(table_html, differences)),
         "Means": table_html(means_table(runs, layout)),
     }
-    if first.experiment == "point_in_space_sim":
-        sections["Differences"] += "\n".join(table_html(target_table(first, run, layout)) for run in others)
-    title = f"{len(runs)} runs of {first.experiment} compared"
+    title = f"{len(runs)} runs of {experiment} compared"
     question = "Which run came closer, and does the difference stand out from chance?"
     return page_html(title, question, [in_words(first, run, layout) for run in others], sections)
 
 
 def read_run(name: str, folder: Path) -> Run:
-    """Raises InputError where the folder holds no finished run of a known experiment."""
+    """Raises InputError where the folder holds no finished run that says how it is compared."""
+    record = read_record(folder)
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: holds no finished run (no run.json); finish it, or name another folder") from None
-    except (OSError, ValueError):
-        raise InputError(f"{folder / 'run.json'}: not readable; run it again, or name another folder") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{folder / 'run.json'}: not a run's record; name another folder")
-    # Runs made before run.json named its experiment are told by their tables.
-    known = (name for name, layout in LAYOUTS.items() if (folder / layout.file).exists())
-    experiment = record.get("experiment") or next(known, None)
-    if experiment not in LAYOUTS:
-        raise InputError(f"{folder}: not a run of {' or '.join(LAYOUTS)}; name another folder")
-    layout = LAYOUTS[experiment]
+        layout = Compared(**record["compared"])
+        record["experiment"], record["seed"]
+    except (KeyError, TypeError):
+        raise InputError(f"{folder}: its run.json does not say how it is compared; run it again") from None
     try:
-        table = pd.read_csv(
-            folder / layout.file,
-            dtype=dict.fromkeys(("emotion", *layout.groups), str),
-            keep_default_na=False,
-            na_values=[""],
-        )
-        table = last_models(table) if "protocol" in layout.groups else table.assign(seed=record["seed"])
+        text = dict.fromkeys((*layout.groups, *layout.units), str) | {"seed": int, "run": int}
+        table = read_table(folder, layout.table, dtype=text, keep_default_na=False, na_values=[""])
+        for column, value in layout.where.items():
+            table = table[table[column] == value]
         keys = [*layout.groups, *layout.units]
+        if layout.last is not None:
+            table = table[table[layout.last] == table.groupby(keys)[layout.last].transform("max")]
         table = table.groupby(keys, sort=False, as_index=False)[list(layout.measures)].mean()
     except FileNotFoundError:
-        raise InputError(f"{folder / layout.file}: is missing; run it again, or name another folder") from None
+        raise InputError(
+            f"{table_path(folder, layout.table)}: is missing; run it again, or name another folder"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / layout.file}: not readable ({error}); run it again") from None
-    return Run(name, folder, experiment, record, table)
+        raise InputError(f"{table_path(folder, layout.table)}: not readable ({error}); run it again") from None
+    return Run(name, folder, record, layout, table)
 
 
-def last_models(generations: pd.DataFrame) -> pd.DataFrame:
-    """The fresh sample of each protocol's last model, by target and seed."""
-    report = generations[generations["role"] == "report"]
-    last = report.groupby(["emotion", "seed", "protocol"])["generation"].transform("max")
-    return report[report["generation"] == last]
-
-
-def paired(first: Run, other: Run, layout: Layout) -> pd.DataFrame:
+def paired(first: Run, other: Run, layout: Compared) -> pd.DataFrame:
     """A row a group and unit that both runs have, measures as <name>_first and <name>_other.
 
-    For user grouping, a run's crowd follows from the data too: other data, no pairs.
+    Units pair only where their data are the same, and their seed, be it a column or the run's own.
     """
-    same_data = first.record.get("data_sha256") == other.record.get("data_sha256")
-    table = first.table if same_data else first.table.iloc[:0]
+    same = [run.record.get("data_sha256") for run in (first, other)]
+    if "seed" not in layout.units:
+        same = [(data, run.record["seed"]) for data, run in zip(same, (first, other), strict=True)]
+    table = first.table if same[0] == same[1] else first.table.iloc[:0]
     return table.merge(other.table, on=[*layout.groups, *layout.units], suffixes=("_first", "_other"))
 
 
-def difference_table(first: Run, other: Run, layout: Layout) -> Table:
+def difference_table(first: Run, other: Run, layout: Compared) -> Table:
     both = paired(first, other, layout)
     units = " and ".join(layout.units)
     rows: list[list[Value]] = []
@@ -188,18 +158,19 @@ def difference_table(first: Run, other: Run, layout: Layout) -> Table:
     return Table(f"{other.name} − {first.name}", caption, columns, rows)
 
 
-def target_table(first: Run, other: Run, layout: Layout) -> Table:
-    """Point in space: the difference by target and protocol, over the seeds."""
+def breakdown_table(first: Run, other: Run, layout: Compared, unit: str) -> Table:
+    """The difference by one of the units and by group, over the other units."""
+    others = " and ".join(name for name in layout.units if name != unit)
     rows: list[list[Value]] = []
-    for (emotion, protocol), group in paired(first, other, layout).groupby(["emotion", "protocol"], sort=False):
-        change = group["mean_distance_other"] - group["mean_distance_first"]
-        rows.append([emotion, protocol, len(group), _mean(change)])
-    caption = f"{other.name} − {first.name} by target: means over the seeds that both have, with 95 % intervals."
-    columns = ["target", "protocol", "seeds", "mean distance"]
-    return Table(f"{other.name} − {first.name} by target", caption, columns, rows)
+    for names, group in paired(first, other, layout).groupby([unit, *layout.groups], sort=False):
+        changes = (group[f"{measure}_other"] - group[f"{measure}_first"] for measure in layout.measures)
+        rows.append([*names, len(group), *map(_mean, changes)])
+    caption = f"{other.name} − {first.name} by {unit}: means over the {others}s that both have, with 95 % intervals."
+    columns = [unit, *layout.groups, f"{others}s", *map(_words, layout.measures)]
+    return Table(f"{other.name} − {first.name} by {unit}", caption, columns, rows)
 
 
-def means_table(runs: Sequence[Run], layout: Layout) -> Table:
+def means_table(runs: Sequence[Run], layout: Compared) -> Table:
     rows: list[list[Value]] = []
     for run in runs:
         for names, group in run.table.groupby(list(layout.groups), sort=False):
@@ -231,7 +202,7 @@ def settings_table(runs: Sequence[Run]) -> Table:
     return Table("What differs", caption, ["setting", *(run.name for run in runs)], shown)
 
 
-def in_words(first: Run, other: Run, layout: Layout) -> str:
+def in_words(first: Run, other: Run, layout: Compared) -> str:
     """One sentence: the first measure's mean difference, over all groups that both runs have, unit by unit."""
     measure, sign = next(iter(layout.measures.items()))
     both = paired(first, other, layout)
@@ -249,7 +220,7 @@ def in_words(first: Run, other: Run, layout: Layout) -> str:
     )
 
 
-def _what_is_better(layout: Layout) -> str:
+def _what_is_better(layout: Compared) -> str:
     return (
         "; ".join(
             f"{_words(name)}: {'more' if sign > 0 else 'less'} is better" for name, sign in layout.measures.items()

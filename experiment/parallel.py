@@ -2,11 +2,17 @@
 
 import os
 import re
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
+from threading import Thread
 from typing import Any, TypeVar
+
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from experiment.errors import InputError, RunFailed
 
@@ -17,8 +23,6 @@ BACKENDS = ("loky", "threading", "dask", "ray")
 
 def _single_threaded(function: Callable[[Task], Result], task: Task) -> Result:
     """Linear algebra on one thread: workers do not fight for cores, and sums do not depend on how many there are."""
-    from threadpoolctl import threadpool_limits
-
     with threadpool_limits(1):
         return function(task)
 
@@ -38,17 +42,12 @@ def parallel_map(
     Raises InputError for an unknown backend, one that is not installed, or a cluster that does not answer; RunFailed
     where a worker or the cluster goes away.
     """
-    from tqdm import tqdm
-
-    bar: Callable[[Any], Any] = lambda results: tqdm(  # noqa: E731
-        results, total=len(tasks), desc=description, dynamic_ncols=True, disable=not description
-    )
     if backend not in BACKENDS:
-        raise InputError(f"--backend {backend}: unknown; choose from {', '.join(BACKENDS)}")
+        raise InputError(f"backend {backend}: unknown; choose from {', '.join(BACKENDS)}")
     if (jobs == 1 or len(tasks) < 2) and backend in ("loky", "threading"):
-        yield from bar(_single_threaded(function, task) for task in tasks)
+        yield from _with_bar((_single_threaded(function, task) for task in tasks), len(tasks), description)
         return
-    import joblib
+    import joblib  # half a second, which a run with one job need not wait for
 
     with ExitStack() as stack:
         if backend == "dask":
@@ -64,16 +63,22 @@ def parallel_map(
         # ray's joblib backend has no generator
         pool = joblib.Parallel() if backend == "ray" else joblib.Parallel(return_as="generator")
         try:
-            yield from bar(pool(joblib.delayed(_single_threaded)(function, task) for task in tasks))
+            results = pool(joblib.delayed(_single_threaded)(function, task) for task in tasks)
+            yield from _with_bar(results, len(tasks), description)
         except _lost_workers(backend) as error:
             ends = re.search(r"exit codes of the workers are (\{.*?\})", str(error))
             how = f"exit codes {ends[1]}" if ends else type(error).__name__
             raise RunFailed(f"a worker or the cluster went away ({how}), perhaps for want of memory") from error
 
 
+def _with_bar(results: Iterable[Result], total: int, description: str) -> Iterator[Result]:
+    return iter(tqdm(results, total=total, desc=description, dynamic_ncols=True, disable=not description))
+
+
 def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:
     """What a backend raises when workers vanish."""
     if backend == "dask":
+        # Clusters are optional: imported by those who use them.
         from distributed import CancelledError, KilledWorker
         from distributed.comm import CommClosedError
 
@@ -87,10 +92,6 @@ def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:
 
 def _start_worker(main_process: int) -> None:
     """What loky's own workers do not do."""
-    import signal
-    import sys
-    from threading import Thread
-
     from joblib.externals.loky import process_executor
 
     # Ctrl-C reaches the whole group; the main process answers it, and ends the workers.
@@ -117,15 +118,15 @@ def reach_cluster(backend: str, scheduler: str | None) -> None:
 
 def _dask_client(scheduler: str | None) -> Any:
     if scheduler is None:
-        raise InputError("--backend dask: needs --scheduler ADDRESS, such as tcp://host:8786")
+        raise InputError("backend dask: needs its scheduler's address, such as tcp://host:8786")
     try:
         from distributed import Client
     except ImportError:
-        raise InputError("--backend dask: not installed; pip install dask distributed") from None
+        raise InputError("backend dask: not installed; pip install dask distributed") from None
     try:
         return Client(scheduler, timeout="10s", set_as_default=True)
     except (OSError, TimeoutError, ValueError) as error:
-        raise InputError(f"--scheduler {scheduler}: no dask scheduler answers ({type(error).__name__})") from None
+        raise InputError(f"{scheduler}: no dask scheduler answers ({type(error).__name__})") from None
 
 
 def _connect_ray(scheduler: str | None) -> None:
@@ -133,9 +134,9 @@ def _connect_ray(scheduler: str | None) -> None:
         import ray
         from ray.util.joblib import register_ray
     except ImportError:
-        raise InputError("--backend ray: not installed; pip install ray") from None
+        raise InputError("backend ray: not installed; pip install ray") from None
     try:
         ray.init(address=scheduler, ignore_reinit_error=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"--scheduler {scheduler}: no ray cluster answers ({type(error).__name__})") from None
+        raise InputError(f"{scheduler}: no ray cluster answers ({type(error).__name__})") from None
     register_ray()

@@ -1,25 +1,28 @@
 """A run as one page that is complete in itself: no network, no other file, nothing that the run did not say.
 
-An experiment describes its page (`Page`); this module renders it. Everything that comes from outside (comments that a
-model wrote, names of files and users) is escaped, and the page's own policy forbids all but its one style and script.
+An experiment describes its page (`Page`); the templates beside this module render it. Everything that comes from
+outside (comments that a model wrote, names of files and users) is escaped, and the page's own policy forbids all but
+its one style and script.
 """
 
 import base64
 import hashlib
-import html
 import json
 import math
 import re
 import shlex
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
+from markupsafe import Markup
+
 from experiment.files import ROOT, replace_atomically
-from experiment.run_folder import RunFolder, output_hashes, provenance
+from experiment.run_folder import RECORD_OF_THE_RUN, RunFolder
 
 RESULTS = ROOT / "results"
 HERE = Path(__file__).resolve().parent
@@ -27,6 +30,7 @@ FIGURE_DPI = 150  # of the figures in a run's folder (experiment.figures.save_fi
 # The HTML standard's control-character and noncharacter parse errors, and what UTF-8 cannot hold.
 NONCHARACTERS = "".join(chr(plane * 0x10000 + end) for plane in range(17) for end in (0xFFFE, 0xFFFF))
 FORBIDDEN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{NONCHARACTERS}]")
+SAID_OF_THE_RUN = ("experiment", "answer", "answer_in_words", "compared")
 NOT_OF_THE_REPORT = ("--output-dir", "--overwrite", "--no-overwrite", "--resume", "--no-resume")
 
 
@@ -62,7 +66,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Illustration:
     """The figure name.png of the run's folder. alt: what a reader who does not see it needs to know is there."""
 
     name: str
@@ -80,31 +84,53 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """How runs of an experiment are compared: by measures of `table`, whose rows are means over `units` within
+    `groups`.
+
+    measures: +1 where more is better, -1 where less is. where: the rows that count, by a column's value. last: the
+    column of which only the greatest value of a group and unit counts. breakdown: the unit that differences are also
+    shown by.
+    """
+
+    table: str
+    groups: Sequence[str]
+    units: Sequence[str]
+    measures: Mapping[str, int]
+    where: Mapping[str, str] = field(default_factory=dict)
+    last: str | None = None
+    breakdown: str | None = None
+
+
+@dataclass(frozen=True)
 class Page:
     """What an experiment says of a run. answer: the first sentence answers the question, others qualify it.
-    setting: a sentence or two. samples: by heading. files: the run's other files, with what they hold."""
+    setting: a sentence or two. samples: by heading. files: the run's other files, with what they hold. compared: for
+    experiment.compare, which finds it in run.json."""
 
     experiment: str
     title: str
     question: str
     answer: Sequence[str]
     setting: Sequence[str]
-    figures: Sequence[Figure] = ()
+    figures: Sequence[Illustration] = ()
     tables: Sequence[Table] = ()
     samples: Mapping[str, Sequence[Sample]] | None = None
     samples_note: str = ""
     files: Sequence[tuple[str, str]] = ()
+    compared: Compared | None = None
 
 
-def finish_with_report(run: RunFolder, page: Page, parts: Sequence[str] | None = None, **facts: Any) -> None:
+def finish_with_report(run: RunFolder, page: Page, **facts: Any) -> None:
     """Writes report.html, then run.json (the mark of a complete run), then the index where the run lies in results/.
 
-    parts: those that the run took in, by default all. facts: for run.json.
+    facts: for run.json, beside the experiment's name and its answer.
     """
     with run.stage("report"):
-        record = {**run.identity, **facts, **provenance(), "outputs_sha256": output_hashes(run.path)}
+        own = {"experiment": page.experiment, "answer_in_words": " ".join(page.answer)}
+        record = run.record(**own, compared=page.compared and asdict(page.compared), **facts)
         write_page(run.path / "report.html", report_html(run.path, page, record))
-    run.finish(parts, **{"experiment": page.experiment, "answer_in_words": " ".join(page.answer), **facts})
+    run.finish(record)
     if run.path.resolve().is_relative_to(RESULTS):
         write_page(RESULTS / "index.html", index_html(RESULTS))
 
@@ -114,66 +140,11 @@ def write_page(path: Path, page: str) -> None:
         temporary.write_text(page, encoding="utf-8", newline="\n")
 
 
-def report_html(folder: Path, page: Page, record: Mapping[str, Any]) -> str:
-    """The page of a run. Its bytes follow from the run alone. record: what run.json says, but for the times."""
-    sections = {"Setting": _paragraphs(page.setting)}
-    if page.figures:
-        sections["Figures"] = "\n".join(_figure(folder, figure) for figure in page.figures)
-    if page.tables:
-        sections["Tables"] = "\n".join(table_html(table) for table in page.tables)
-    if page.samples:
-        sections["Sampled comments"] = _samples(page.samples, page.samples_note)
-    sections["How to reproduce it"] = _reproduction(page, record)
-    return page_html(page.title, page.question, page.answer, sections)
-
-
-def page_html(title: str, question: str, answer: Sequence[str], sections: Mapping[str, str]) -> str:
-    """A whole page. title, question and answer are text; sections: by heading, HTML."""
-    style, script = _inline("report.css"), _inline("report.js")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    names = {heading: f"section-{i}" for i, heading in enumerate(sections, start=1)}
-    links = "".join(f'<li><a href="#{name}">{text(heading)}</a></li>' for heading, name in names.items())
-    bodies = "\n".join(
-        f'<section aria-labelledby="{name}">\n<h2 id="{name}">{text(heading)}</h2>\n{sections[heading]}\n</section>'
-        for heading, name in names.items()
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<title>{text(title)}</title>
-<link rel="icon" href="data:,">
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>{text(title)}</h1>
-<p class="question">{text(question)}</p>
-</header>
-<main>
-<div class="answer">
-{_paragraphs(answer)}
-</div>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-{bodies}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def text(value: object) -> str:
-    """Escaped for HTML; what HTML forbids (control characters, half surrogates, non-characters) becomes U+FFFD."""
-    lines = str(value).replace("\r\n", "\n").replace("\r", "\n")
-    return html.escape(FORBIDDEN.sub("\ufffd", lines), quote=True)
+def clean(value: Any) -> Any:
+    """Text as HTML may hold it: control characters, half surrogates and non-characters become U+FFFD."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return FORBIDDEN.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def href(path: str) -> str:
@@ -181,37 +152,70 @@ def href(path: str) -> str:
     return quote(path, errors="surrogateescape")
 
 
-def table_html(table: Table) -> str:
-    """A table that can be sorted by any column. Numbers of a column share their decimals."""
+def commit(record: Mapping[str, Any]) -> str:
+    name = record.get("git_commit")
+    return f"{str(name)[:10]}{' with changes' if record.get('git_dirty') else ''}" if name else "unknown"
+
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(HERE / "templates"),
+    autoescape=True,
+    finalize=clean,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {"href": href, "commit": commit}
+PARTS: Any = TEMPLATES.get_template("parts.html.jinja").module
+
+
+def report_html(folder: Path, page: Page, record: Mapping[str, Any]) -> str:
+    """The page of a run. Its bytes follow from the run alone. record: what run.json says; no times are shown."""
+    sections = {"Setting": PARTS.paragraphs(page.setting)}
+    if page.figures:
+        sections["Figures"] = joined(_illustration(folder, entry) for entry in page.figures)
+    if page.tables:
+        sections["Tables"] = joined(map(table_html, page.tables))
+    if page.samples:
+        sections["Sampled comments"] = PARTS.samples(page.samples, page.samples_note)
+    sections["How to reproduce it"] = _reproduction(page, record)
+    return page_html(page.title, page.question, page.answer, sections)
+
+
+def joined(parts: Iterable[Markup]) -> Markup:
+    return Markup("\n").join(parts)
+
+
+def page_html(title: str, question: str, answer: Sequence[str], sections: Mapping[str, Markup]) -> str:
+    """A whole page. title, question and answer are text; sections: by heading."""
+    style, script = (Markup("\n" + (HERE / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    template = TEMPLATES.get_template("page.html.jinja")
+    return template.render(
+        # The policy is this module's own; its quotes are legal in an attribute between double quotes.
+        policy=Markup(policy),
+        title=title,
+        question=question,
+        answer=answer,
+        sections=sections,
+        style=style,
+        script=script,
+    )
+
+
+def table_html(table: Table, *, sortable: bool = True) -> Markup:
+    """A table, which can be sorted by any column if wanted. Numbers of a column share their decimals."""
     if not table.rows:
-        return f"<h3>{text(table.title)}</h3>\n<p>{text(table.caption)} (no rows)</p>"
+        return Markup("<h3>{}</h3>\n<p>{} (no rows)</p>").format(clean(table.title), clean(table.caption))
     columns = list(zip(*table.rows, strict=True))
     decimals = [_decimals(column) for column in columns]
     numeric = [any(_is_number(value) for value in column) for column in columns]
-    heads = "".join(
-        f'<th scope="col"{_number_class(is_number)}>{text(name)}</th>'
-        for name, is_number in zip(table.columns, numeric, strict=True)
-    )
-    rows = []
-    for row in table.rows:
-        first, *others = (
-            _cell(value, places, is_number) for value, places, is_number in zip(row, decimals, numeric, strict=True)
-        )
-        cells = "".join(f"<td{attributes}>{content}</td>" for attributes, content in others)
-        rows.append(f'<tr><th scope="row"{first[0]}>{first[1]}</th>{cells}</tr>')
-    name = "table-" + hashlib.sha256(f"{table.title}{table.caption}".encode()).hexdigest()[:8]
-    source = f' All of it: <a href="{href(table.file)}">{text(table.file)}</a>.' if table.file else ""
-    body = "\n".join(rows)
-    return f"""<h3 id="{name}">{text(table.title)}</h3>
-<div class="scroll" role="region" aria-labelledby="{name}" tabindex="0">
-<table class="sortable">
-<caption><span>{text(table.caption)}{source}</span></caption>
-<thead><tr>{heads}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table>
-</div>"""
+    cells = [[_shown(value, places) for value, places in zip(row, decimals, strict=True)] for row in table.rows]
+    name = "table-" + hashlib.sha256(f"{table.title}{table.caption}".encode(errors="replace")).hexdigest()[:8]
+    return PARTS.table(table, name, cells, numeric, sortable)
 
 
 def format_number(value: float, decimals: int) -> str:
@@ -255,7 +259,7 @@ def index_html(results: Path) -> str:
                 Link(folder.name, f"{folder.parent.name}/{folder.name}/{page}"),
                 str(record.get("answer_in_words", "")),
                 record.get("seed"),
-                _commit(record),
+                commit(record),
                 seconds / 60,
             ]
         )
@@ -272,98 +276,47 @@ def index_html(results: Path) -> str:
     return page_html("Runs", "What has been run here, and what came of it?", answer, sections)
 
 
-def _inline(name: str) -> str:
-    return "\n" + (HERE / name).read_text(encoding="utf-8")
-
-
 def _digest(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _paragraphs(sentences: Iterable[str]) -> str:
-    return "\n".join(f"<p>{text(sentence)}</p>" for sentence in sentences)
-
-
-def _figure(folder: Path, figure: Figure) -> str:
-    content = (folder / f"{figure.name}.png").read_bytes()
+def _illustration(folder: Path, entry: Illustration) -> Markup:
+    content = (folder / f"{entry.name}.png").read_bytes()
     # At its printed size: the pixels beyond that are for dense screens and paper.
     width, height = (round(pixels * 96 / FIGURE_DPI) for pixels in struct.unpack(">II", content[16:24]))
-    name = "figure-" + hashlib.sha256(figure.name.encode()).hexdigest()[:8]
-    shape = ' class="wide"' if width > 480 else ""
-    data = base64.b64encode(content).decode()
-    return f"""<h3 id="{name}">{text(figure.title)}</h3>
-<figure>
-<div class="scroll" role="region" aria-labelledby="{name}" tabindex="0">
-<img{shape} width="{width}" height="{height}" alt="{text(figure.alt)}" src="data:image/png;base64,{data}">
-</div>
-<figcaption>{text(figure.caption)} File: <a href="{href(figure.name)}.pdf">{text(figure.name)}.pdf</a>.</figcaption>
-</figure>"""
+    name = "figure-" + hashlib.sha256(entry.name.encode()).hexdigest()[:8]
+    return PARTS.figure(entry, name, width, height, base64.b64encode(content).decode())
 
 
-def _samples(samples: Mapping[str, Sequence[Sample]], note: str) -> str:
-    parts = [f'<p class="note">{text(note)}</p>']
-    for heading, group in samples.items():
-        boxes = []
-        for sample in group:
-            # Isolated, so that a text cannot turn the direction of what follows.
-            items = "".join(
-                f'<li><span class="distance">{distance:.2f}</span><bdi>{text(said) or "(empty)"}</bdi></li>'
-                for distance, said in sample.texts
-            )
-            boxes.append(f'<div class="sample"><h4>{text(sample.title)}</h4><ul>{items}</ul></div>')
-        parts.append(f'<h3>{text(heading)}</h3>\n<div class="samples">\n' + "\n".join(boxes) + "\n</div>")
-    return "\n".join(parts)
-
-
-def _reproduction(page: Page, record: Mapping[str, Any]) -> str:
-    lines = [f"git checkout {record['git_commit']}"] if record.get("git_commit") else []
-    lines.append("pip install -r requirements.txt")
-    # Several, where targets were added.
-    for command in [*record.get("earlier_commands", []), record["command"]]:
-        arguments = " ".join(shlex.quote(word) for word in own_arguments(command[1:]))
-        lines.append(f"python {page.experiment}/run.py {arguments}".strip())
-    lines = list(dict.fromkeys(lines))
+def _reproduction(page: Page, record: Mapping[str, Any]) -> Markup:
+    arguments = " ".join(shlex.quote(word) for word in own_arguments(record["command"][1:]))
+    checkout = [f"git checkout {record['git_commit']}"] if record.get("git_commit") else []
+    run = f"python {page.experiment}/run.py {arguments}".strip()
+    commands = [*checkout, "pip install -r requirements.txt", run]
     versions = {"python": record["python"], **{k: v for k, v in record["packages"].items() if v is not None}}
     hashes: dict[str, str] = {}
     for key, value in record.items():
         if key.endswith("sha256"):
-            hashes |= (
-                {f"{key}: {name}": str(one) for name, one in value.items()}
-                if isinstance(value, dict)
-                else {key: str(value)}
-            )
-    skipped = {
-        "python",
-        "packages",
-        "command",
-        "earlier_commands",
-        "git_commit",
-        "earlier_commits",
-        "git_dirty",
-        "machine",
-        "answer",
-        *hashes,
-    }
+            named = value if isinstance(value, dict) else {"": value}
+            hashes |= {f"{key}: {name}".removesuffix(": "): str(one) for name, one in named.items()}
+    shown_elsewhere = {*RECORD_OF_THE_RUN, *SAID_OF_THE_RUN}
     settings = {
-        key: _plain(value) for key, value in record.items() if key not in skipped and not key.endswith("sha256")
+        key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for key, value in record.items()
+        if key not in shown_elsewhere and not key.endswith("sha256")
     }
     machine = record["machine"]
     where = f"{machine['system']} on {machine['architecture']}, {machine['cores']} cores"
-    dirty = " That commit had changes that were not committed." if record.get("git_dirty") else ""
-    if earlier := record.get("earlier_commits"):
-        dirty += f" Begun at commit {', '.join(str(commit)[:10] for commit in earlier)}."
-    files = "".join(f'<li><a href="{href(name)}">{text(name)}</a>: {text(what)}</li>' for name, what in page.files)
-    return "\n".join(
-        [
-            f"<p>Commit {text(_commit(record))}, made on {text(where)}.{text(dirty)} The results follow from "
-            "the settings, the seed and the hashed inputs; how many processes work at once does not matter.</p>",
-            f"<pre>{text(chr(10).join(lines))}</pre>",
-            _facts("Settings", "Every setting that decides the results.", ("setting", "value"), settings),
-            _facts("Versions", "What it was computed with.", ("package", "version"), versions),
-            _facts("Inputs", "SHA-256 of what was read.", ("input", "SHA-256"), hashes),
-            f"<h3>Files</h3>\n<ul>{files}</ul>" if files else "",
-        ]
-    )
+    facts = [
+        table_html(Table(title, caption, heads, list(rows.items())), sortable=False)
+        for title, caption, heads, rows in (
+            ("Settings", "Every setting that decides the results.", ("setting", "value"), settings),
+            ("Versions", "What it was computed with.", ("package", "version"), versions),
+            ("Inputs", "SHA-256 of what was read and written.", ("file", "SHA-256"), hashes),
+        )
+        if rows
+    ]
+    return PARTS.reproduction(record, where, commands, facts, page.files)
 
 
 def own_arguments(arguments: Sequence[str]) -> list[str]:
@@ -381,22 +334,6 @@ def own_arguments(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _facts(title: str, caption: str, heads: tuple[str, str], facts: Mapping[str, str]) -> str:
-    if not facts:
-        return ""
-    rows = [(name, value) for name, value in facts.items()]
-    return table_html(Table(title, caption, heads, rows)).replace('<table class="sortable">', '<table class="wrap">')
-
-
-def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _commit(record: Mapping[str, Any]) -> str:
-    commit = record.get("git_commit")
-    return f"{str(commit)[:10]}{' with changes' if record.get('git_dirty') else ''}" if commit else "unknown"
-
-
 def _is_number(value: Value) -> bool:
     return isinstance(value, Estimate) or (isinstance(value, int | float) and not isinstance(value, bool))
 
@@ -411,24 +348,32 @@ def _decimals(column: Sequence[Value]) -> int:
     return min(max(2 - math.floor(math.log10(largest)), 0), 3) if largest else 2
 
 
-def _number_class(is_number: bool) -> str:
-    return ' class="number"' if is_number else ""
+@dataclass(frozen=True)
+class _Shown:
+    """A cell of a table. sort_by: what it is sorted by, where that is not what is shown."""
+
+    shown: str
+    sort_by: str | None = None
+    interval: str = ""
+    path: str = ""
 
 
-def _cell(value: Value, decimals: int, is_number: bool) -> tuple[str, str]:
-    """A cell's attributes and content. data-value: what it is sorted by."""
-    attributes = _number_class(is_number)
-    if isinstance(value, Link):
-        return attributes, f'<a href="{href(value.path)}">{text(value.text)}</a>'
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return f'{attributes} data-value=""', "–"
-    if isinstance(value, Estimate):
-        sort_by = "" if math.isnan(value.value) else repr(float(value.value))
-        ends = f"[{format_number(value.low, decimals)}, {format_number(value.high, decimals)}]"
-        interval = "" if math.isnan(value.low) else f' <span class="interval">{ends}</span>'
-        return f'{attributes} data-value="{sort_by}"', format_number(value.value, decimals) + interval
-    if isinstance(value, bool):
-        return attributes, "yes" if value else "no"
-    if isinstance(value, int | float):
-        return f'{attributes} data-value="{float(value)!r}"', format_number(float(value), decimals)
-    return attributes, text(value)
+def _shown(value: Value, decimals: int) -> _Shown:
+    match value:
+        case Link():
+            return _Shown(value.text, path=value.path)
+        case Estimate():
+            ends = f"[{format_number(value.low, decimals)}, {format_number(value.high, decimals)}]"
+            interval = "" if math.isnan(value.low) or math.isnan(value.value) else ends
+            sort_by = "" if math.isnan(value.value) else repr(float(value.value))
+            return _Shown(format_number(value.value, decimals), sort_by, interval)
+        case bool():
+            return _Shown("yes" if value else "no")
+        case None:
+            return _Shown("–", "")
+        case int() | float():
+            if math.isnan(value):
+                return _Shown("–", "")
+            return _Shown(format_number(float(value), decimals), repr(float(value)))
+        case _:
+            return _Shown(str(value))

@@ -4,7 +4,6 @@ A run's work is cut into parts. A part is saved when it is finished, so that a k
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,20 +14,27 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from experiment.errors import InputError
 from experiment.files import ROOT, replace_atomically, sha256_file
 
 PARTS = ".parts"
+LOCK = ".lock"
 IDENTITY, SESSIONS = "identity.json", "sessions.json"
+RECORD_OF_THE_RUN = (
+    *("python", "packages", "git_commit", "git_dirty", "machine", "command"),
+    *("earlier_commits", "seconds"),
+)
+"""What run.json says of how a run came about, beside its identity and the experiment's own facts."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -65,34 +71,39 @@ class RunFolder:
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    def finish(self, parts: Sequence[str] | None = None, **facts: Any) -> None:
-        """Writes run.json, the mark of a complete run, and removes the named parts that it took in, by default all.
-
-        Among the facts, `experiment` names the package whose module `verification` can check the run.
-        """
-        record = {
+    def record(self, **facts: Any) -> dict[str, Any]:
+        """All that run.json says, but for the seconds, which go on. facts: the experiment's own."""
+        return {
             **self.identity,
             **facts,
             **provenance(),
             "earlier_commits": self.commits[:-1],
-            "seconds": {name: round(seconds, 2) for name, seconds in self.stages.items()},
             "outputs_sha256": output_hashes(self.path),
         }
-        self.write_json("run.json", record)
-        self.remove_parts(parts)
 
-    def remove_parts(self, names: Sequence[str] | None = None) -> None:
-        """The named folders of parts, by default all; what another, interrupted command of this run made stays."""
-        place = self.path / PARTS
-        for name in names or ():
-            shutil.rmtree(place / name, ignore_errors=True)
-        if names is None or (place.is_dir() and {path.name for path in place.iterdir()} <= {IDENTITY, SESSIONS}):
-            shutil.rmtree(place, ignore_errors=True)
+    def finish(self, record: dict[str, Any]) -> None:
+        """Writes run.json, the mark of a complete run, and removes all parts."""
+        self.write_json("run.json", record | {"seconds": {name: round(t, 2) for name, t in self.stages.items()}})
+        shutil.rmtree(self.path / PARTS, ignore_errors=True)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of a finished run. Raises InputError where there is none."""
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{folder}: holds no finished run (no run.json)") from None
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: not a run's record")
+    return record
 
 
 def output_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of a run's tables and weights, by their path in the folder."""
-    paths = sorted([*folder.glob("*.csv"), *folder.glob("adapters/**/*.safetensors")])
+    paths = sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz"), *folder.glob("adapters/**/*.safetensors")])
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
 
 
@@ -103,61 +114,65 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
     identity: all that decides the results (settings, seed, hashes of the data), JSON types only. A folder that holds
     an equal identity is resumed, or reported as finished.
     Raises InputError where the folder holds another run or other files, another process writes to it, or it cannot
-    be written.
+    be written or locked. A run that began here and ends in an InputError leaves nothing behind.
     """
     path = Path(path)
     identity = json.loads(json.dumps(identity))
+    with _locked(path):
+        held = _held_identity(path)
+        if overwrite:
+            _clear(path)
+            held = None
+        others = [child.name for child in path.iterdir() if child.name not in (LOCK, PARTS)]
+        if held is None and others:
+            raise InputError(f"{path}: holds other files ({others[0]}); choose another folder")
+        if held is not None and any(held.get(key) != value for key, value in identity.items()):
+            key = next(key for key, value in identity.items() if held.get(key) != value)
+            raise InputError(f"{path}: holds another run ({key} differs); choose another folder, or overwrite it")
+        finished = (path / "run.json").exists()
+        if held is not None and not finished and not resume:
+            raise InputError(f"{path}: holds an unfinished run; resume it, or overwrite it to start again")
+        # Of a process that was killed while it wrote. os.walk, for folders that go away meanwhile.
+        for place, _, names in os.walk(path):
+            for name in names:
+                if name.startswith(".") and ".tmp" in name:
+                    (Path(place) / name).unlink(missing_ok=True)
+        run = RunFolder(path, identity, finished, *_sessions(path))
+        if not finished:
+            run.write_json(f"{PARTS}/{IDENTITY}", identity)
+        try:
+            yield run
+        except InputError:
+            if held is None:
+                _clear(path)
+            raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the folder's lock; a process that was killed holds none. The folder is made, and goes if it stays empty."""
+    lock = filelock.FileLock(path / LOCK)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "a")  # noqa: SIM115 - held until the run ends
-    except OSError as error:
-        raise InputError(f"{path}: cannot write there ({error.strerror}); choose another --output-dir") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # One who held it removed the file in between: the lock is on a file that nobody else will find.
-            taken = os.fstat(lock.fileno()).st_ino != (path / ".lock").stat().st_ino
-        except OSError:
-            taken = True
-        if taken:
-            raise InputError(f"{path}: another process is writing to this folder; wait or choose another --output-dir")
-        try:
-            held = _held_identity(path)
-            if overwrite:
-                _clear(path)
-                held = None
-            own = (path / ".lock", path / PARTS) if (path / PARTS).is_dir() else (path / ".lock",)
-            others = [child.name for child in path.iterdir() if child not in own]
-            if held is None and others:
-                raise InputError(f"{path}: holds other files ({others[0]}); choose another --output-dir")
-            if held is not None and any(held.get(key) != value for key, value in identity.items()):
-                key = next(key for key, value in identity.items() if held.get(key) != value)
-                raise InputError(
-                    f"{path}: holds another run ({key} differs); choose another --output-dir, or --overwrite it"
-                )
-            finished = (path / "run.json").exists()
-            if held is not None and not finished and not resume:
-                raise InputError(
-                    f"{path}: holds an unfinished run; leave out --no-resume, or --overwrite to start again"
-                )
-            # Of a process that was killed while it wrote. os.walk, for folders that go away meanwhile.
-            for place, _, names in os.walk(path):
-                for name in names:
-                    if name.startswith(".") and ".tmp" in name:
-                        (Path(place) / name).unlink(missing_ok=True)
-            run = RunFolder(path, identity, finished, *_sessions(path))
-            if not finished:
-                run.write_json(f"{PARTS}/{IDENTITY}", identity)
-            try:
-                yield run
-            except InputError:  # found out late, such as a cluster that does not answer: a run that did not begin
-                if {child.name for child in path.rglob("*")} <= {".lock", PARTS, IDENTITY, SESSIONS}:
-                    shutil.rmtree(path / PARTS)
-                raise
-        finally:
-            (path / ".lock").unlink(missing_ok=True)
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise InputError(f"{path}: another process is writing to this folder; wait or choose another") from None
+    except (OSError, NotImplementedError) as error:
+        _leave(path)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path}: cannot be written to and locked ({why}); choose another folder") from None
+    try:
+        yield
+    finally:
+        _leave(path)
+        lock.release()
+
+
+def _leave(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        (path / LOCK).unlink(missing_ok=True)
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def _sessions(path: Path) -> tuple[dict[str, float], list[str | None]]:
@@ -180,7 +195,7 @@ def _held_identity(path: Path) -> dict[str, Any] | None:
             try:
                 return dict(json.loads((path / name).read_text(encoding="utf-8")))
             except (ValueError, TypeError, OSError):
-                raise InputError(f"{path / name}: not readable; remove it or choose another --output-dir") from None
+                raise InputError(f"{path / name}: not readable; remove it or choose another folder") from None
     return None
 
 
@@ -189,15 +204,15 @@ def _clear(path: Path) -> None:
 
     The run's identity goes last: a process that is killed in between leaves an unfinished run, not other files.
     """
-    children = [child for child in path.iterdir() if child.name not in (".lock", PARTS)]
+    children = [child for child in path.iterdir() if child.name not in (LOCK, PARTS)]
     if children and _held_identity(path) is None:
-        raise InputError(f"{path}: holds other files ({children[0].name}) and no run; --overwrite replaces runs only")
+        raise InputError(f"{path}: holds other files ({children[0].name}) and no run; only runs are overwritten")
     identity = path / PARTS / IDENTITY
     if (path / "run.json").exists():
         identity.parent.mkdir(exist_ok=True)
         (path / "run.json").replace(identity)
     for child in [*path.iterdir(), *identity.parent.glob("*")]:
-        if child not in (path / ".lock", identity.parent, identity):
+        if child not in (path / LOCK, identity.parent, identity):
             shutil.rmtree(child) if child.is_dir() else child.unlink()
     shutil.rmtree(identity.parent, ignore_errors=True)
 

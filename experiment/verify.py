@@ -6,7 +6,6 @@ Exit code 0: all agrees. 1: something differs. 2: a folder holds no finished run
 """
 
 import importlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from experiment.errors import InputError
 from experiment.files import ROOT
-from experiment.run_folder import output_hashes
+from experiment.run_folder import output_hashes, read_record
 
 Differences = list[str]
 Unchecked = list[str]
@@ -29,8 +28,7 @@ def verify_run(folder: str | Path) -> tuple[Differences, Unchecked]:
     record = read_record(folder)
     # Only a package of this repository: a run.json from elsewhere must not name the code that is run.
     experiments = sorted(path.parent.name for path in ROOT.glob("*/verification.py"))
-    # Runs of before run.json said so lie in results/<experiment>.
-    experiment = record.get("experiment", folder.resolve().parent.name)
+    experiment = record.get("experiment")
     if experiment not in experiments:
         raise InputError(f"{folder / 'run.json'}: experiment {experiment!r}: not one of {', '.join(experiments)}")
     verify: Callable[[Path, dict[str, Any]], tuple[Differences, Unchecked]]
@@ -49,20 +47,6 @@ def verify_run(folder: str | Path) -> tuple[Differences, Unchecked]:
     except (KeyError, ValueError, TypeError) as error:
         found, unchecked = [f"the tables or run.json cannot be read ({type(error).__name__}: {error})"], []
     return differences + found, left_out + unchecked
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """run.json of a finished run. Raises InputError where there is none."""
-    path = folder / "run.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{folder}: holds no finished run (no run.json)") from None
-    except ValueError as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: not a run's record")
-    return record
 
 
 def compare_outputs(folder: Path, written: dict[str, str]) -> tuple[Differences, Differences]:

@@ -5,8 +5,10 @@ import io
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 from experiment.errors import InputError
+from experiment.files import ROOT
 from point_in_space_sim.engine.assets import hub_reachable
 
 EMOTIONS = (
@@ -41,20 +43,28 @@ EMOTIONS = (
 )
 """The 28 GoEmotions labels, in the order of the data set's label indices (Demszky et al., ACL 2020)."""
 
-SHIPPED_COMMENTS = Path(__file__).resolve().parents[1] / "data" / "comments" / "comments.csv"
+SHIPPED_COMMENTS = ROOT / "data" / "comments" / "comments.csv"
 HUB_DATASET = "google-research-datasets/go_emotions"
 HUB_FILE = "simplified/train-00000-of-00001.parquet"
-Row = tuple[str, tuple[str, ...]]
-"""A comment and its emotions (none where unknown)."""
+
+
+class Row(NamedTuple):
+    """A comment, the GoEmotions labels it has, and who wrote it ("" where unknown)."""
+
+    text: str
+    emotions: tuple[str, ...] = ()
+    owner: str = ""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Distinct comments in file order; `emotions[i]` names what comment i was labelled with (empty where unknown)."""
+    """Distinct comments in file order. Of comment i, `emotions[i]` are its GoEmotions labels and `owners[i]` the ids
+    (text, as written) of all who wrote it; both are empty where unknown."""
 
     name: str
     texts: tuple[str, ...]
     emotions: tuple[tuple[str, ...], ...]
+    owners: tuple[tuple[str, ...], ...]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -68,10 +78,10 @@ def load_corpus(source: str | Path | None = None) -> Corpus:
     """
     Reads a corpus: the shipped comments (None or "shipped"), "go_emotions" (the train split, from the Hugging Face
     hub or its cache), a GoEmotions TSV (text, label indices, id; no header, no quoting) or a CSV with a `text` column
-    and, if it has one, an `emotion` column.
+    and, if it has them, an `emotion` and a `user` column.
 
     A text that occurs again (after trimming white space) is left out: a neighbourhood that holds one comment many
-    times would be tight for no good reason. Its labels are joined to the first occurrence's.
+    times would be tight for no good reason. Its labels and owners are joined to the first occurrence's.
 
     Raises InputError, naming file and line, for anything that is not such a file or holds fewer than two comments.
     """
@@ -85,7 +95,7 @@ def load_corpus(source: str | Path | None = None) -> Corpus:
 
 
 def read_goemotions(path: str | Path) -> list[Row]:
-    """Rows (text, emotions) of a GoEmotions TSV, duplicates included. Raises InputError with file and line."""
+    """The rows of a GoEmotions TSV, duplicates included. Raises InputError with file and line."""
     rows = []
     # Split on line feeds only: a comment may hold other characters that str.splitlines takes for line ends.
     for number, line in enumerate(_read_text(Path(path)).split("\n"), start=1):
@@ -105,12 +115,15 @@ def read_goemotions(path: str | Path) -> list[Row]:
             raise InputError(f"{path}, line {number}: label indices {labels!r} are not numbers with commas") from None
         if not all(0 <= index < len(EMOTIONS) for index in indices):
             raise InputError(f"{path}, line {number}: label indices {labels!r} are not within 0 to {len(EMOTIONS) - 1}")
-        rows.append((_checked_text(text, path, number), tuple(EMOTIONS[index] for index in indices)))
+        rows.append(Row(_checked_text(text, path, number), tuple(EMOTIONS[index] for index in indices)))
     return rows
 
 
 def read_comments(path: str | Path) -> list[Row]:
-    """Rows (text, emotions) of a CSV with a `text` column, like read_goemotions."""
+    """The rows of a CSV with a `text` column, and, if it has them, an `emotion` and a `user` column.
+
+    An emotion that is none of the 28 labels counts as none. Raises InputError with file and line.
+    """
     reader = csv.DictReader(io.StringIO(_read_text(Path(path)), newline=""), strict=True)
     rows: list[Row] = []
     try:
@@ -124,9 +137,8 @@ def read_comments(path: str | Path) -> list[Row]:
             if row["text"] is None:
                 raise InputError(f"{path}, line {number}: no `text`, the row has too few fields")
             emotion = (row.get("emotion") or "").strip()
-            if emotion and emotion not in EMOTIONS:
-                raise InputError(f"{path}, line {number}: {emotion!r} is not one of the 28 GoEmotions labels")
-            rows.append((_checked_text(row["text"], path, number), (emotion,) if emotion else ()))
+            labels = (emotion,) if emotion in EMOTIONS else ()
+            rows.append(Row(_checked_text(row["text"], path, number), labels, row.get("user") or ""))
     except csv.Error as error:
         # The DictReader's own count is of the last row that could be read.
         raise InputError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from None
@@ -155,7 +167,7 @@ def _hub_rows() -> list[Row]:
     try:
         table = pd.read_parquet(path, columns=["text", "labels"])
         return [
-            (str(text).strip(), tuple(EMOTIONS[index] for index in labels))
+            Row(str(text).strip(), tuple(EMOTIONS[index] for index in labels))
             for text, labels in zip(table["text"], table["labels"], strict=True)
         ]
     except ImportError:
@@ -185,9 +197,11 @@ def _checked_text(text: str, path: str | Path, number: int) -> str:
 
 
 def _without_duplicates(name: str, rows: list[Row], where: str) -> Corpus:
-    emotions: dict[str, tuple[str, ...]] = {}
-    for text, labels in rows:
-        emotions[text] = tuple(dict.fromkeys(emotions.get(text, ()) + labels))
+    emotions: dict[str, dict[str, None]] = {}
+    owners: dict[str, dict[str, None]] = {}
+    for row in rows:
+        emotions.setdefault(row.text, {}).update(dict.fromkeys(row.emotions))
+        owners.setdefault(row.text, {}).update({row.owner: None} if row.owner else {})
     if len(emotions) < 2:
         raise InputError(f"{where}: {len(emotions)} distinct comments; a target and its neighbours need at least 2")
-    return Corpus(name, tuple(emotions), tuple(emotions.values()))
+    return Corpus(name, tuple(emotions), tuple(map(tuple, emotions.values())), tuple(map(tuple, owners.values())))

@@ -1,6 +1,5 @@
 """The experiment: targets, games, tables, figures and the report."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,12 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from experiment.command_line import NOT_IDENTITY, described
+from experiment.command_line import NOT_IDENTITY, described, naming, tell
 from experiment.errors import InputError
 from experiment.files import ROOT
 from experiment.report import finish_with_report
-from experiment.run_folder import RunFolder, open_run, shared_path
+from experiment.run_folder import RunFolder, open_run, read_record, shared_path
+from experiment.tables import write_table
 from point_in_space_sim import results
 from point_in_space_sim.corpus import Corpus, load_corpus
 from point_in_space_sim.engine.assets import cache_folder
@@ -33,7 +33,7 @@ from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.plots import write_figures
 from point_in_space_sim.protocols import Draw, Game, Work, play, work_of
 from point_in_space_sim.report_page import report_page
-from point_in_space_sim.settings import Settings, check_settings, of_option, played, target_names
+from point_in_space_sim.settings import Settings, check_settings, played, target_names
 from point_in_space_sim.target import (
     Target,
     emotion_target,
@@ -57,20 +57,20 @@ def main(settings: Settings) -> None:
     seeds = range(settings.seed, settings.seed + settings.num_seeds)
     protocols = played(settings)
     work = work_of(protocols, settings.neighbours, settings.generations, settings.variants, settings.samples)
-    print(plan(settings, work), flush=True)
+    tell(plan(settings, work))
     if settings.dry_run:
-        print(f"results would go to {folder}")
+        tell(f"results would go to {folder}")
         return
 
-    with of_option("--device"):
+    with naming("--device"):
         device = str(pick_device(settings.device))
-    with of_option("--corpus"):
+    with naming("--corpus"):
         corpus = load_corpus(settings.corpus)
     with usable(f"--mapper {settings.mapper}"):
         mapper = load_mapper(settings.mapper, device)
         vectors = map_texts(mapper, corpus.texts, cache_folder() / "vectors")
         targets = targets_of(settings, corpus, mapper, vectors)
-    with of_option("--neighbours"):
+    with naming("--neighbours"):
         neighbourhoods = [find_neighbourhood(target, vectors, settings.neighbours) for target in targets]
     tuning, sampling = tuned_settings(settings)
     with usable(f"--base-model {settings.base_model}"):
@@ -98,8 +98,8 @@ def main(settings: Settings) -> None:
     }
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
         if run.finished and is_complete(run.path, [target.name for target in targets], seeds):
-            print(f"{', '.join(target_names(settings))}: finished before, nothing to do", flush=True)
-            summary = results.read_csv(run.path / "summary.csv")
+            tell(f"{', '.join(target_names(settings))}: finished before, nothing to do")
+            summary = results.read(run.path, "summary")
         else:
             engine = Engine(
                 base_model=settings.base_model,
@@ -118,7 +118,7 @@ def main(settings: Settings) -> None:
                 results.save_game(saved(run.path, game), tables)
                 shutil.rmtree(run.part_path(game.name))
             summary = write_results(run, seeds, Path(settings.base_model).name, mapper.name, sources_of(settings))
-    print(f"results in {folder}: {results.answer_in_words(summary)}")
+    tell(f"results in {folder}: {results.answer_in_words(summary)}")
 
 
 def plan(settings: Settings, work: Work) -> str:
@@ -162,7 +162,7 @@ def in_words(seconds: float) -> str:
 @contextmanager
 def usable(option: str) -> Iterator[None]:
     """Turns whatever the model libraries raise for a model that cannot be used into one line that names the option."""
-    with of_option(option):
+    with naming(option):
         try:
             yield
         except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -232,7 +232,7 @@ def is_complete(folder: Path, targets: Sequence[str], seeds: Sequence[int]) -> b
 
     Raises InputError where they lack a target, and the folder was handed on without the games that they came from.
     """
-    recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["emotions"]
+    recorded = read_record(folder)["emotions"]
     games = results.finished_targets(folder / "games", seeds)
     if gone := [name for name in recorded if name not in games]:
         if set(targets) <= set(recorded):
@@ -293,13 +293,11 @@ def write_results(
         targets = results.finished_targets(run.path / "games", seeds)
         tables = results.run_tables(list(targets.values()))
         for name, table in tables.items():
-            results.write_csv(table, run.path / f"{name}.csv")
+            write_table(table, run.path, name)
     with run.stage("figures"):
         caption = f"base model {base_model}, mapper {mapper}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         write_figures(run.path, **tables, caption=caption)
     page = report_page(**tables, base_model=base_model, mapper=mapper)
     answer = results.overall(tables["summary"])
-    finish_with_report(
-        run, page, experiment="point_in_space_sim", emotions=list(targets), answer=answer, sources=sources
-    )
+    finish_with_report(run, page, emotions=list(targets), answer=answer, sources=sources)
     return tables["summary"]

@@ -5,14 +5,25 @@ from typing import Any
 
 import pandas as pd
 
-from experiment.report import Estimate, Figure, Page, Sample, Table, Value, estimates, format_number, words
+from experiment.report import (
+    Compared,
+    Estimate,
+    Illustration,
+    Page,
+    Sample,
+    Table,
+    Value,
+    estimates,
+    format_number,
+    words,
+)
 from experiment.statistics import mean_interval
 from point_in_space_sim.protocols import ALWAYS, PROTOCOLS
 from point_in_space_sim.results import comparisons, ends_of, overall, played, published
 
 COMMENTS_SHOWN = 5
 FIGURES = (
-    Figure(
+    Illustration(
         "single_against_multi",
         "One model against competing variants",
         "Left: mean distance of fresh comments to the neighbourhood's centroid, one model tuned on all neighbours "
@@ -22,7 +33,7 @@ FIGURES = (
         "Dot plot of the mean distance with one model and with competing variants for each target, and of the "
         "reduction in per cent.",
     ),
-    Figure(
+    Illustration(
         "distances",
         "How far comments lie from the centroid",
         "All fresh comments of every model, a panel a target: of the single models by the comments they were tuned on, "
@@ -30,14 +41,14 @@ FIGURES = (
         "that writes just like it would lie on it.",
         "Box plots of comments' distance to the centroid, by protocol and generation, a panel for each target.",
     ),
-    Figure(
+    Illustration(
         "controls",
         "Competition against the controls",
         "Competition minus the single model and minus each control, comment by comment. Below 0, competition is "
         "closer. Bars: 95 % intervals.",
         "Dot plots of paired differences between the competition and the single model and each control.",
     ),
-    Figure(
+    Illustration(
         "movement",
         "Movement through emotion space",
         "Where the mean of each model's comments lies around the centroid (first seed): across, along the line from "
@@ -45,7 +56,7 @@ FIGURES = (
         "differ most. Larger marks are later models; ellipses are 95 % regions of the means.",
         "A plane for each target with the centroid and the path of the models' means around it.",
     ),
-    Figure(
+    Illustration(
         "selection",
         "Winner's curse",
         "Each kept variant's distance on the sample that chose it against that on a fresh one. Above the diagonal the "
@@ -100,6 +111,15 @@ def report_page(
         samples_note=f"The first {COMMENTS_SHOWN} comments of each reported sample of the first seed, as drawn, not "
         "picked, with their distance to the centroid. They are what a language model and strangers wrote.",
         files=FILES,
+        compared=Compared(
+            "generations",
+            ["protocol"],
+            ["emotion", "seed"],
+            {"mean_distance": -1},
+            where={"role": "report"},
+            last="generation",
+            breakdown="emotion",
+        ),
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiment.files import ROOT, replace_atomically
+from experiment.files import ROOT
 from experiment.run_folder import load_arrays, save_arrays
 from experiment.statistics import mean_interval
+from experiment.tables import read_table
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
 from point_in_space_sim.engine.sampling import distinct_2
@@ -334,12 +335,6 @@ def published() -> pd.DataFrame:
     return table
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    with replace_atomically(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def read_csv(path: Path) -> pd.DataFrame:
-    """What write_csv wrote, every number exactly; also where the file has been compressed since."""
-    path = path if path.exists() else path.with_name(f"{path.name}.gz")
-    return pd.read_csv(path, keep_default_na=False, float_precision="round_trip", dtype=TEXT)
+def read(folder: Path, name: str) -> pd.DataFrame:
+    """One of a run's tables, every number exactly."""
+    return read_table(folder, name, keep_default_na=False, dtype=TEXT)

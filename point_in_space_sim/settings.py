@@ -1,11 +1,9 @@
 """What the command line can set, how models are tuned and sampled, the presets, and which settings no run can have."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiment.command_line import CommonSettings, check_name, check_range
+from experiment.command_line import CommonSettings, check_name, check_range, naming
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
@@ -111,19 +109,10 @@ def check_settings(settings: Settings) -> None:
     for name in settings.protocols:
         check_name("--protocols", name, PROTOCOLS)
     if settings.target_emotions is not None:
-        with of_option("--target-emotions"):
+        with naming("--target-emotions"):
             parse_mixture(settings.target_emotions)
-    with of_option("--neighbours"):
+    with naming("--neighbours"):
         part_sizes(settings.neighbours, settings.generations, settings.variants)
-
-
-@contextmanager
-def of_option(option: str) -> Iterator[None]:
-    """Says in an InputError which option it is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{option}: {error}") from error
 
 
 def played(settings: Settings) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def test_parts_outlive_an_interruption_and_go_when_the_run_is_finished(tmp_path)
         assert load_arrays(run.part_path("first.npz"))["value"] == 1
         with run.stage("work"):
             time.sleep(0.02)
-        run.finish(extra="fact")
+        run.finish(run.record(extra="fact"))
     assert [path.name for path in folder.iterdir()] == ["run.json"]
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert record["seed"] == 1
@@ -103,7 +103,7 @@ def test_another_run_is_refused_and_kept(tmp_path, finished):
     with opened(folder) as run:
         (folder / "table.csv").write_text("kept")
         if finished:
-            run.finish()
+            run.finish(run.record())
     before = content(folder)
     for other in ({**IDENTITY, "seed": 2}, {**IDENTITY, "new_setting": 1}):
         with pytest.raises(InputError, match="holds another run"), opened(folder, other):
@@ -129,7 +129,7 @@ def test_a_folder_of_other_files_is_never_touched(tmp_path):
         assert content(folder) == before
     in_the_way = tmp_path / "file"
     in_the_way.write_text("x")
-    with pytest.raises(InputError, match="cannot write"), opened(in_the_way):
+    with pytest.raises(InputError, match="cannot be written to and locked"), opened(in_the_way):
         pass
     assert in_the_way.read_text() == "x"
     (tmp_path / "odd").mkdir()
@@ -143,7 +143,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     with opened(folder):
         (folder / ".runs.123.tmp.csv").write_text("ha")
     with opened(folder) as run:
-        run.finish()
+        run.finish(run.record())
     assert [path.name for path in folder.iterdir()] == ["run.json"]
 
 
@@ -228,8 +228,8 @@ def test_errors_of_a_task_arrive_as_they_are(jobs):
 @pytest.mark.parametrize(
     "backend, scheduler, told",
     [
-        ("slurm", None, "--backend slurm: unknown"),
-        ("dask", None, "needs --scheduler"),
+        ("slurm", None, "backend slurm: unknown"),
+        ("dask", None, "needs its scheduler's address"),
         ("dask", "no-such-protocol://here:1", "no dask scheduler answers"),
     ],
 )

@@ -53,7 +53,7 @@ def test_vectors_are_mean_ratings_by_genre(tmp_path, ending, change, keep_no_gen
     paths = [written(tmp_path, f"{name}.{ending}", text, encoding) for name, text in texts.items()]
     got = read_movielens(*paths, keep_no_genres=keep_no_genres)
     genres = [name for name in BY_HAND if keep_no_genres or not name.startswith("(")]
-    assert got.user_ids.tolist() == [3, 5, 8]
+    assert got.user_ids.tolist() == ["3", "5", "8"]
     assert list(got.dimensions) == genres
     np.testing.assert_allclose(got.vectors, np.transpose([BY_HAND[name] for name in genres]))
 
@@ -70,7 +70,7 @@ def test_the_data_in_the_repository():
     assert default.vectors.shape[1] == 19
     assert paper.vectors.shape[1] == 20
     assert set(paper.dimensions) - set(default.dimensions) == {"(no genres listed)"}
-    assert (np.diff(default.user_ids) > 0).all()
+    assert (np.diff(default.user_ids.astype(int)) > 0).all()
     assert (default.vectors == 0).any()
     assert ((default.vectors == 0) | ((default.vectors >= 0.5) & (default.vectors <= 5))).all()
     # one user by a loop over the lines
@@ -79,27 +79,27 @@ def test_the_data_in_the_repository():
     with gzip.open(DATA / "ratings.csv.gz", "rt", encoding="utf-8") as file:
         rows = [line.split(",") for line in file if line.startswith("15,")]
     drama = [float(row[2]) for row in rows if "Drama" in genres[row[1]]]
-    user, genre = default.user_ids.tolist().index(15), default.dimensions.index("Drama")
+    user, genre = default.user_ids.tolist().index("15"), default.dimensions.index("Drama")
     assert default.vectors[user, genre] == pytest.approx(np.mean(drama))
 
 
 @pytest.mark.parametrize(
     "line, told",
     [
-        ("5,9,good,1", "row 8: rating 'good' is not a number"),
-        ("5,7,,1", "row 8: rating '' is not a number"),
-        ("5,7,nan,1", "row 8: rating 'nan' is not a number"),
-        ("5,7,5.5,1", "row 8: rating 5.5 is not within 0.5 to 5"),
-        ("5,7,0,1", "row 8: rating 0 is not within 0.5 to 5"),
-        ("5,7,-3,1", "row 8: rating -3 is not within"),
-        ("5,1,4.0,100", "row 8: user 5 rates movie 1 a second time"),
-        ("5,1234,4.0,100", "row 8: movie 1234 is not in"),
-        ("x,1,4.0,100", "row 8: userId 'x' is not a whole number"),
-        ("1.5,1,4.0,100", "row 8: userId '1.5' is not a whole number"),
-        (",1,4.0,100", "row 8: userId '' is not a whole number"),
+        ("5,9,good,1", "line 8: rating 'good' is not a number"),
+        ("5,7,,1", "line 8: rating '' is not a number"),
+        ("5,7,nan,1", "line 8: rating 'nan' is not a number"),
+        ("5,7,5.5,1", "line 8: rating 5.5 is not within 0.5 to 5"),
+        ("5,7,0,1", "line 8: rating 0 is not within 0.5 to 5"),
+        ("5,7,-3,1", "line 8: rating -3 is not within"),
+        ("5,1,4.0,100", "line 8: user 5 rates movie 1 a second time"),
+        ("5,1234,4.0,100", "line 8: movie 1234 is not in"),
+        (",1,4.0,100", "line 8: userId is missing"),
+        ("5,x,4.0,100", "line 8: movieId 'x' is not a whole number"),
+        ("5,1.5,4.0,100", "line 8: movieId '1.5' is not a whole number"),
     ],
 )
-def test_bad_ratings_name_file_and_row(tmp_path, line, told):
+def test_bad_ratings_name_file_and_line(tmp_path, line, told):
     ratings, movies = written(tmp_path, "r.csv", RATINGS + line + "\n"), written(tmp_path, "m.csv", MOVIES)
     with pytest.raises(InputError, match=r"r\.csv") as caught:
         read_movielens(ratings, movies)
@@ -160,17 +160,44 @@ def test_a_matrix_as_it_stands(tmp_path, name):
     [
         ("", "the file is empty"),
         ("user\n1\n2\n", "needs the user id and at least one dimension"),
-        ("user,a,b\n1,2,3\n2,,3\n", "row 3: column a is not a finite number"),
-        ("user,a,b\n1,2,3\n2,4,nan\n", "row 3: column b is not a finite number"),
-        ("user,a,b\n1,2,inf\n2,4,1\n", "row 2: column b is not a finite number"),
-        ("user,a,b\n1,2,x\n2,4,1\n", "row 2: column b is not a finite number"),
-        ("user,a,b\n1,2,1\n1,4,1\n", "row 3: user id missing or repeated"),
-        ("user,a,b\n1,2,1\n,4,1\n", "row 3: user id missing or repeated"),
+        ("user,a,b\n1,2,3\n2,,3\n", "line 3: column a: '' is not a finite number"),
+        ("user,a,b\n1,2,3\n2,4,nan\n", "line 3: column b: 'nan' is not a finite number"),
+        ("user,a,b\n1,2,inf\n2,4,1\n", "line 2: column b: 'inf' is not a finite number"),
+        ("user,a,b\n1,2,x\n2,4,1\n", "line 2: column b: 'x' is not a finite number"),
+        ("user,a,b\n1,2,1\n1,4,1\n", "line 3: the user id is"),
+        ("user,a,b\n1,2,1\n,4,1\n", "line 3: the user id is"),
     ],
 )
 def test_bad_matrices(tmp_path, text, told):
     with pytest.raises(InputError, match=f"x.csv: {told}"):
         read_matrix(written(tmp_path, "x.csv", text))
+
+
+@pytest.mark.parametrize(
+    "text, ids",
+    [
+        ("who,a\n0001,1\n1,2\n01,3\n", ["0001", "1", "01"]),
+        ("who,a\n1e5,1\n10e4,2\n3e7,3\n", ["1e5", "10e4", "3e7"]),
+        ("who,a\nAB,1\nNA,2\nnan,3\n", ["AB", "NA", "nan"]),
+        ("who,a\n1.0,1\n2.0,2\n99999999999999999999,3\n", ["1.0", "2.0", "99999999999999999999"]),
+        (",a\n0,1\n1,2\n2,3\n", ["0", "1", "2"]),  # a pandas index
+        ('"a"\n"p0",1\n"p1",2\n"p2",3\n', ["p0", "p1", "p2"]),  # R's write.table
+        ('"","a"\n"1",1\n"2",2\n"3",3\n', ["1", "2", "3"]),  # R's write.csv
+    ],
+)
+def test_ids_are_text_as_written(tmp_path, text, ids):
+    got = read_matrix(written(tmp_path, "x.csv", text))
+    assert got.user_ids.tolist() == ids
+    assert got.dimensions == ("a",)
+    np.testing.assert_array_equal(got.vectors[:, 0], [1, 2, 3])
+
+
+def test_users_of_ratings_come_by_number_then_as_text(tmp_path):
+    rows = "\n".join(f"{user},1,{rating}" for user, rating in (("10", 1), ("b", 2), ("9", 3), ("09", 4), ("a", 5)))
+    ratings = written(tmp_path, "r.csv", "userId,movieId,rating\n" + rows + "\n")
+    got = read_movielens(ratings, written(tmp_path, "m.csv", "movieId,genres\n1,Drama\n"))
+    assert got.user_ids.tolist() == ["09", "9", "10", "a", "b"]
+    np.testing.assert_array_equal(got.vectors[:, 0], [4, 3, 1, 5, 2])
 
 
 TEN = Preferences(np.arange(10) * 11, ("a", "b"), np.arange(20.0).reshape(10, 2))
@@ -207,5 +234,5 @@ def test_a_run_keeps_its_crowd_whatever_runs_beside_it():
 
 def test_too_few_users():
     assert draw_crowds(TEN, 9, seeds(1)).users.shape == (1, 9, 2)
-    with pytest.raises(InputError, match="--num-users 10: the data hold 10 users"):
+    with pytest.raises(InputError, match="10 users: the data hold 10 users"):
         draw_crowds(TEN, 10, seeds(1))

@@ -126,7 +126,7 @@ def test_movielens_against_plain_means(rows, genres, tmp_path):
     assert good
     for user, vector in zip(preferences.user_ids, preferences.vectors, strict=True):
         for name, value in zip(preferences.dimensions, vector, strict=True):
-            own = [rating for who, movie, rating in rows if who == user and name in genres[movie - 1].split("|")]
+            own = [rating for who, movie, rating in rows if str(who) == user and name in genres[movie - 1].split("|")]
             assert value == pytest.approx(np.mean(own) if own else 0)
 
 

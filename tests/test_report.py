@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +17,17 @@ import pytest
 from experiment import report
 from experiment.compare import main as compare
 from experiment.figures import new_figure, save_figure
-from experiment.report import Estimate, Figure, Link, Page, Sample, Table, finish_with_report, table_html
+from experiment.report import (
+    Compared,
+    Estimate,
+    Illustration,
+    Link,
+    Page,
+    Sample,
+    Table,
+    finish_with_report,
+    table_html,
+)
 from experiment.run_folder import open_run
 from experiment.statistics import mean_interval
 from point_in_space_sim.report_page import answer as space_answer
@@ -34,7 +44,7 @@ PAGE = Page(
     question=f"Question {ATTACK}",
     answer=[f"Answer {ATTACK}", "More."],
     setting=[f"Setting {ATTACK}"],
-    figures=[Figure("plot", f"Plot {ATTACK}", f"Caption {ATTACK}", f"Alt {ATTACK}")],
+    figures=[Illustration("plot", f"Plot {ATTACK}", f"Caption {ATTACK}", f"Alt {ATTACK}")],
     tables=[
         Table(
             f"Table {ATTACK}",
@@ -157,8 +167,8 @@ def test_equal_runs_give_equal_bytes(folder, tmp_path, monkeypatch):
 
 
 def test_forbidden_characters_are_replaced():
-    assert report.text("a\x00b\x1bc\ud800d\ufffee\U0001fffff\r\ng\th") == "a\ufffdb\ufffdc\ufffdd\ufffde\ufffdf\ng\th"
-    assert report.text("naïve 😀 שלום") == "naïve 😀 שלום"
+    assert report.clean("a\x00b\x1bc\ud800d\ufffee\U0001fffff\r\ng\th") == "a\ufffdb\ufffdc\ufffdd\ufffde\ufffdf\ng\th"
+    assert report.clean("naïve 😀 שלום") == "naïve 😀 שלום"
     assert report.href("javascript:alert(1)") == "javascript%3Aalert%281%29"
 
 
@@ -205,7 +215,9 @@ def grouping_run(folder, shift=0.0, seed=0, finished=True):
     columns = ["grouping", "metric", "scoring", "run", "final_distance", "pearson", "spearman"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "runs.csv", index=False)
     if finished:
-        record = {"experiment": "user_grouping_evaluation_sim", "seed": seed, "delta": shift, "data_sha256": {"a": "b"}}
+        compared = Compared("runs", columns[:3], ["run"], {"final_distance": -1, "pearson": 1, "spearman": 1})
+        record = {"experiment": "grouping", "seed": seed, "delta": shift, "data_sha256": {"a": "b"}}
+        record["compared"] = asdict(compared)
         (folder / "run.json").write_text(json.dumps(record))
     return folder
 
@@ -244,7 +256,17 @@ def space_run(folder, shift=0.0):
     ]
     columns = ["emotion", "protocol", "generation", "variant", "seed", "role", "mean_distance"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "generations.csv", index=False)
-    (folder / "run.json").write_text(json.dumps({"experiment": "point_in_space_sim", "seed": 0}))
+    compared = Compared(
+        "generations",
+        ["protocol"],
+        ["emotion", "seed"],
+        {"mean_distance": -1},
+        {"role": "report"},
+        "generation",
+        "emotion",
+    )
+    record = {"experiment": "space", "seed": 0, "compared": asdict(compared)}
+    (folder / "run.json").write_text(json.dumps(record))
     return folder
 
 

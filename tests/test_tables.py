@@ -7,8 +7,8 @@ from scipy import stats
 
 from experiment.statistics import mean_interval
 from user_grouping_evaluation_sim import tables
-from user_grouping_evaluation_sim.simulation import Trace
-from user_grouping_evaluation_sim.tables import Cell, pearson, rounds_to_converge, spearman
+from user_grouping_evaluation_sim.tables import Combination, pearson, rounds_to_converge, spearman
+from user_grouping_evaluation_sim.vector_world import Trace
 
 
 def test_mean_interval_is_students():
@@ -57,7 +57,7 @@ def test_rounds_to_converge_by_hand(distances, rounds):
 
 def a_cell(grouping, scoring, seed, runs=6, users=5, kernel=2):
     rng = np.random.default_rng(seed)
-    return Cell(
+    return Combination(
         (grouping, "l2", scoring),
         np.tile(np.arange(users), (runs, 1)),
         np.sort(rng.uniform(1, 9, (runs, 4)))[:, ::-1],

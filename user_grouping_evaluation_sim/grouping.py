@@ -15,44 +15,59 @@ Grouping = Callable[[np.ndarray, int, float, np.random.Generator], np.ndarray]
 
 
 def random(points: np.ndarray, num_groups: int, progress: float, rng: np.random.Generator) -> np.ndarray:
-    """Shuffle, split evenly."""
+    """Shuffle, cut into groups."""
     runs, users = points.shape
-    return rng.permuted(np.broadcast_to(_even_split(users, num_groups), (runs, users)), axis=1)
+    return rng.permuted(np.broadcast_to(_cut(users, num_groups), (runs, users)), axis=1)
 
 
 def epsilon_greedy(points: np.ndarray, num_groups: int, progress: float, rng: np.random.Generator) -> np.ndarray:
-    """Random with probability max(0.4, 1 - progress); otherwise sort by points, split evenly: high earners together."""
+    """Random with probability max(0.4, 1 - progress); otherwise sort by points, cut: high earners together."""
     explore = rng.random(len(points)) < max(0.4, 1 - progress)
     labels = random(points, num_groups, progress, rng)
     if not explore.all():
         order = _by_points(points[~explore])
-        labels[~explore] = _scatter(order, np.broadcast_to(_even_split(points.shape[1], num_groups), order.shape))
+        labels[~explore] = _scatter(order, _cut(points.shape[1], num_groups))
     return labels
 
 
 def interleaved(points: np.ndarray, num_groups: int, progress: float, rng: np.random.Generator) -> np.ndarray:
-    """Sort by points, halve, shuffle each half, deal round-robin: every group gets high and low earners."""
-    order = _by_points(points)
-    half = points.shape[1] // 2
+    """Sort by points, halve, shuffle each half, deal round-robin: every group gets high and low earners.
+
+    Both halves are dealt from group 0 on, as in the study, so that sizes may differ by two. Where that would leave
+    groups empty (more groups than users in a half), the upper half goes on where the lower one ended.
+    """
+    users = points.shape[1]
+    order, half = _by_points(points), users // 2
     dealt = np.concatenate([rng.permuted(order[:, :half], axis=1), rng.permuted(order[:, half:], axis=1)], axis=1)
-    return _scatter(dealt, np.broadcast_to(np.arange(points.shape[1], dtype=np.int32) % num_groups, order.shape))
+    place = np.arange(users)
+    if num_groups <= users - half:
+        place[half:] -= half
+    return _scatter(dealt, place % num_groups)
 
 
-def _even_split(users: int, num_groups: int) -> np.ndarray:
-    """Labels of consecutive groups whose sizes differ by at most one, (users,)."""
-    return (np.arange(users) * num_groups // users).astype(np.int32)
+def _cut(users: int, num_groups: int) -> np.ndarray:
+    """Labels of consecutive groups, the first (users mod num_groups) of them with one member more. (users,)"""
+    small, larger = divmod(users, num_groups)
+    return np.repeat(np.arange(num_groups, dtype=np.int32), small + (np.arange(num_groups) < larger))
 
 
 def _by_points(points: np.ndarray) -> np.ndarray:
-    """Users from most to fewest points; ties in the users' order. (runs, users)"""
-    return np.argsort(-points, axis=1, kind="stable")
+    """Users from fewest to most points; ties in the users' order. (runs, users)"""
+    return np.argsort(points, axis=1, kind="stable")
 
 
 def _scatter(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Gives labels[r, k] to user order[r, k]."""
+    """Gives labels[k] to user order[r, k]. (runs, users)"""
     by_user = np.empty(order.shape, dtype=np.int32)
-    np.put_along_axis(by_user, order, labels, axis=1)
+    np.put_along_axis(by_user, order, np.broadcast_to(labels, order.shape).astype(np.int32), axis=1)
     return by_user
+
+
+def sums_by_group(numbers: np.ndarray, labels: np.ndarray, num_groups: int) -> np.ndarray:
+    """(runs, users) summed by group: (runs, num_groups)."""
+    runs = len(labels)
+    place = labels + num_groups * np.arange(runs)[:, None]
+    return np.bincount(place.ravel(), numbers.ravel(), runs * num_groups).reshape(runs, num_groups)
 
 
 GROUPINGS: dict[str, Grouping] = {"random": random, "epsilon_greedy": epsilon_greedy, "interleaved": interleaved}

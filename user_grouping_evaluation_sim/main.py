@@ -1,55 +1,71 @@
-"""The experiment: tasks, tables, figures and the report."""
+"""The experiment: crowds compete and are valued, task by task; then tables, figures and the report."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from experiment.command_line import NOT_IDENTITY
-from experiment.files import ROOT, replace_atomically, sha256_file
+from experiment.command_line import NOT_IDENTITY, naming, tell
+from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
-from experiment.report import Page, finish_with_report
+from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, open_run, shared_path
+from experiment.tables import write_table
 from user_grouping_evaluation_sim import tables
 from user_grouping_evaluation_sim.plots import draw, figures_of
 from user_grouping_evaluation_sim.preferences import Preferences, check_enough_users, read_matrix, read_movielens
 from user_grouping_evaluation_sim.report_page import report_page
-from user_grouping_evaluation_sim.settings import Settings, check_settings, settings_to_run
-from user_grouping_evaluation_sim.sweep import Task, Validation, cells_of, crowd_of, finish_tasks, rehearse, tasks_of
+from user_grouping_evaluation_sim.settings import Settings, Size, check_settings, sizes_to_run
+from user_grouping_evaluation_sim.sweep import (
+    Task,
+    Validation,
+    combinations_of,
+    crowd_of,
+    finish_tasks,
+    rehearse,
+    tasks_of,
+)
 
 RESULTS = ROOT / "results" / "user_grouping_evaluation_sim"
 
 
 def main(settings: Settings) -> None:
     check_settings(settings)
-
     folder = settings.output_dir or RESULTS / (settings.preset + ("-sweep" if settings.sweep else ""))
-    preferences, hashes = read_preferences(settings)
-    settings_run = settings_to_run(settings)
-    check_enough_users(preferences, max(users for users, _ in settings_run))
-    tasks = tasks_of(settings, settings_run, preferences.vectors.shape[1])
-    print(describe(settings, settings_run, tasks, preferences), flush=True)
+    files = data_files(settings)
+    preferences = read_preferences(files, keep_no_genres=settings.keep_no_genres)
+    sizes = sizes_to_run(settings)
+    with naming("--num-users"):
+        check_enough_users(preferences, max(users for users, _ in sizes))
+    tasks = tasks_of(settings, sizes, preferences.vectors.shape[1])
+    tell(describe(settings, sizes, tasks, preferences))
     if settings.dry_run:
         return
     rehearse(settings, preferences)
-    reach_cluster(settings.backend, settings.scheduler)
-    with open_run(folder, identity_of(settings, hashes), overwrite=settings.overwrite, resume=settings.resume) as run:
+    with naming("--scheduler"):
+        reach_cluster(settings.backend, settings.scheduler)
+    identity = identity_of(settings, files)
+    with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
         if run.finished:
-            print(f"already complete: {folder} (--overwrite runs it again)")
+            tell(f"already complete: {folder} (--overwrite runs it again)")
             return
         with run.stage("simulation and Shapley values"):
             done = finish_tasks(run, settings, preferences, tasks)
-        page = write_results(run, settings, preferences, settings_run, done)
+        with run.stage("tables"):
+            frames = write_tables(run, settings, preferences, sizes, done)
+        with run.stage("figures"):
+            drawn = draw_figures(run, settings, preferences, frames, done)
         finish_with_report(
             run,
-            page,
-            experiment="user_grouping_evaluation_sim",
+            report_page(settings, frames, drawn, preferences.vectors.shape),
             dimensions=list(preferences.dimensions),
-            data_files={name: shared_path(path) for name, path in data_files(settings).items()},
+            data_files={name: shared_path(path) for name, path in files.items()},
         )
-    print(f"results: {folder}")
+    tell(f"results: {folder}")
 
 
 def data_files(settings: Settings) -> dict[str, Path]:
@@ -59,85 +75,75 @@ def data_files(settings: Settings) -> dict[str, Path]:
     return {"ratings": settings.ratings, "movies": settings.movies}
 
 
-def read_preferences(settings: Settings) -> "tuple[Preferences, dict[str, str]]":
-    """The users' vectors, and the SHA-256 of the files they were read from."""
-
-    if settings.preferences is not None:
-        preferences = read_matrix(settings.preferences)
-    else:
-        preferences = read_movielens(settings.ratings, settings.movies, keep_no_genres=settings.keep_no_genres)
-    return preferences, {name: sha256_file(path) for name, path in data_files(settings).items()}
+def read_preferences(files: dict[str, Path], *, keep_no_genres: bool) -> Preferences:
+    """The users' vectors from data_files."""
+    if "preferences" in files:
+        return read_matrix(files["preferences"])
+    return read_movielens(files["ratings"], files["movies"], keep_no_genres=keep_no_genres)
 
 
-def identity_of(settings: Settings, hashes: dict[str, str]) -> dict[str, object]:
+def identity_of(settings: Settings, files: dict[str, Path]) -> dict[str, Any]:
     """All that decides the results: settings, the data's content (not where it lies), the user's own code."""
-
     skipped = (*NOT_IDENTITY, "dry_run", "preferences", "ratings", "movies")
-    identity: dict[str, object] = {key: value for key, value in asdict(settings).items() if key not in skipped}
     own = [name for name in (*settings.grouping, *settings.metric, *settings.scoring) if ":" in name]
-    files = {name: importlib.import_module(name.partition(":")[0]).__file__ for name in own}
-    return identity | {
-        "data_sha256": hashes,
-        "code_sha256": {name: sha256_file(str(file)) for name, file in files.items()},
+    modules = {name: importlib.import_module(name.partition(":")[0]).__file__ for name in own}
+    return {
+        **{key: value for key, value in asdict(settings).items() if key not in skipped},
+        "data_sha256": {name: sha256_file(path) for name, path in files.items()},
+        "code_sha256": {name: sha256_file(str(module)) for name, module in modules.items()},
     }
 
 
-def describe(
-    settings: Settings, cells: Sequence[tuple[int, int]], tasks: "Sequence[Task]", preferences: "Preferences"
-) -> str:
+def describe(settings: Settings, sizes: Sequence[Size], tasks: Sequence[Task], preferences: Preferences) -> str:
     """The first line a user sees: what runs, on what, about how long."""
     n, d = preferences.vectors.shape
     combinations = len(settings.grouping) * len(settings.metric) * len(settings.scoring)
     where = f"{settings.backend} cluster" if settings.backend in ("dask", "ray") else f"{settings.jobs} processes"
     what = f"{settings.num_users} users in {settings.num_groups} groups"
-    if len(cells) > 1:
-        what += f" and {len(cells) - 1} more settings"
-    seconds = sum(map(_rough_seconds(settings), tasks)) / settings.jobs + 4
+    if len(sizes) > 1:
+        what += f" and {len(sizes) - 1} more sizes"
+    seconds = sum(rough_seconds(task, settings.num_rounds) for task in tasks) / settings.jobs + 4
     return (
         f"{what}: {settings.num_runs} runs of {settings.num_rounds} rounds for each of {combinations} combinations, "
         f"drawn from {n} users x {d} dimensions; {where}, about {max(1, round(seconds))} s"
     )
 
 
-def _rough_seconds(settings: Settings) -> "Callable[[Task], float]":
+def rough_seconds(task: Task, num_rounds: int) -> float:
     """Orders of magnitude on one core of 2023; only the estimate that is printed depends on them."""
-
-    def seconds(task: "Task") -> float:
-        if isinstance(task, Validation):
-            a_run = {"hull": 1e-3, "kernel": 0.3}.get(task.method, 0.02 if task.metric == "l2" else 0.05)
-            return task.num_runs * a_run
-        rounds = settings.num_rounds * task.num_runs * task.num_users
-        replayed = 0.0 if task.scoring == "marginal" else 0.6 * min(1.5 * task.num_users / task.num_groups, 60) + 10
-        return rounds * (2.5e-7 + 3e-8 * replayed)
-
-    return seconds
+    if isinstance(task, Validation):
+        a_run = {"hull": 1e-3, "kernel": 0.3}.get(task.method, 0.02 if task.metric == "l2" else 0.05)
+        return task.num_runs * a_run
+    rounds = num_rounds * task.num_runs * task.num_users
+    replayed = 0.6 * min(1.5 * task.num_users / task.num_groups, 60) + 10 if task.scoring == "attributed" else 0.0
+    return rounds * (2.5e-7 + 3e-8 * replayed)
 
 
-def write_results(
-    run: "RunFolder",
+def write_tables(
+    run: RunFolder, settings: Settings, preferences: Preferences, sizes: Sequence[Size], done: dict[str, Arrays]
+) -> dict[str, pd.DataFrame]:
+    """All of the run's tables, written and by name."""
+    frames = tables.run_tables(combinations_of(settings, preferences, done, *sizes[0]))
+    if settings.sweep:
+        grid = [size for size in sizes if size[0] in settings.sweep_users and size[1] in settings.sweep_groups]
+        by_size = {size: tables.runs_table(combinations_of(settings, preferences, done, *size)) for size in grid}
+        frames |= tables.sweep_tables(by_size, np.random.default_rng(settings.seed))
+    for name, frame in frames.items():
+        write_table(frame, run.path, name, float_format="%.6g")
+    return frames
+
+
+def draw_figures(
+    run: RunFolder,
     settings: Settings,
-    preferences: "Preferences",
-    settings_run: Sequence[tuple[int, int]],
-    done: "dict[str, Arrays]",
-) -> "Page":
-    """Tables, then figures; gives what the report says of them."""
-
-    with run.stage("tables"):
-        cells = cells_of(settings, preferences, done, *settings_run[0])
-        frames = tables.run_tables(cells)
-        if settings.sweep:
-            grid = [
-                pair for pair in settings_run if pair[0] in settings.sweep_users and pair[1] in settings.sweep_groups
-            ]
-            by_setting = {pair: tables.runs_table(cells_of(settings, preferences, done, *pair)) for pair in grid}
-            frames |= tables.sweep_tables(by_setting, np.random.default_rng(settings.seed))
-        for name, frame in frames.items():
-            with replace_atomically(run.path / f"{name}.csv") as temporary:
-                frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    with run.stage("figures"):
-        figures = figures_of(run.path, frames, cells, crowd_of(settings, preferences, settings.num_users, 0, 1))
-        for _ in parallel_map(draw, figures, jobs=settings.jobs, description="drawing"):
-            pass
-    users, dimensions = preferences.vectors.shape
-    data = f"Users are drawn from {users} users x {dimensions} dimensions."
-    return report_page(settings, frames, [figure.name for figure in figures], data)
+    preferences: Preferences,
+    frames: dict[str, pd.DataFrame],
+    done: dict[str, Arrays],
+) -> list[str]:
+    """Draws what the tables allow; gives the figures' names."""
+    combinations = combinations_of(settings, preferences, done, settings.num_users, settings.num_groups)
+    first_crowd = crowd_of(settings, preferences, settings.num_users, 0, 1)
+    drawings = figures_of(run.path, frames, combinations, first_crowd)
+    for _ in parallel_map(draw, drawings, jobs=settings.jobs, description="drawing"):
+        pass
+    return [drawing.name for drawing in drawings]

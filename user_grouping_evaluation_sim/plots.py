@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
 from experiment.statistics import mean_interval
+from user_grouping_evaluation_sim.competition import NONE
 from user_grouping_evaluation_sim.preferences import Crowd
-from user_grouping_evaluation_sim.simulation import MERGED, NONE
-from user_grouping_evaluation_sim.tables import COMBINATION, Cell, regret
+from user_grouping_evaluation_sim.tables import COMBINATION, Combination, regret
 
 DISTANCE = "distance to the expert (L2, rating points)"
 CORRELATION = "Pearson r, points and Shapley values"
@@ -33,14 +33,16 @@ def draw(drawing: Drawing) -> None:
     save_figure(drawing.function(*drawing.arguments), drawing.folder, drawing.name)
 
 
-def figures_of(folder: Path, frames: dict[str, pd.DataFrame], cells: Sequence[Cell], crowd: Crowd) -> list[Drawing]:
+def figures_of(
+    folder: Path, frames: dict[str, pd.DataFrame], combinations: Sequence[Combination], crowd: Crowd
+) -> list[Drawing]:
     """What the tables of a run allow to draw. crowd: of the first run."""
     runs = frames["runs"]
     validated = bool(runs["pearson"].notna().any())
     drawings = [
         Drawing(folder, "distance_by_grouping", distance_over_rounds, (frames["rounds"], runs, "grouping", "metric")),
         Drawing(folder, "distance_by_metric", distance_over_rounds, (frames["rounds"], runs, "metric", "grouping")),
-        Drawing(folder, "subset_influence", subset_influence, (list(cells), crowd)),
+        Drawing(folder, "subset_influence", subset_influence, (list(combinations), crowd)),
     ]
     if validated:
         drawings += [
@@ -232,24 +234,24 @@ def estimator_noise(estimators: pd.DataFrame) -> Figure:
     return figure
 
 
-def subset_influence(cells: Sequence[Cell], crowd: Crowd) -> Figure:
+def subset_influence(combinations: Sequence[Combination], crowd: Crowd) -> Figure:
     """Four rounds of the first run of one combination, in the first two principal components of the crowd."""
-    l2 = [cell for cell in cells if cell.combination[1] == "l2"] or cells
-    cell = l2[-1]
-    trace, users, expert = cell.trace, crowd.users[0], crowd.experts[0]
+    l2 = [combination for combination in combinations if combination.names[1] == "l2"] or combinations
+    combination = l2[-1]
+    trace, users, expert = combination.trace, crowd.users[0], crowd.experts[0]
     centre = users.mean(axis=0)
     _, spread, components = np.linalg.svd(users - centre, full_matrices=False)
     explained = spread**2 / (spread**2).sum()
     plane = components[:2].T
     flat_users, flat_expert = (users - centre) @ plane, (expert - centre) @ plane
     path = (trace.models - centre) @ plane
-    moved = np.flatnonzero(trace.chosen != NONE)
+    moved = np.flatnonzero(trace.taken != NONE)
     shown = moved[np.linspace(0, len(moved) - 1, min(4, len(moved))).astype(int)] if len(moved) else np.zeros(0, int)
     figure, axes = new_figure(2, 2, width=7, height=6.2, sharex=True, sharey=True)
     for ax, t in zip(axes.flat, shown, strict=False):
-        merged = trace.chosen[t] == MERGED
+        merged = trace.taken[t] > trace.labels.max()
         weights = (
-            trace.merged_weights[t] if merged else np.where(trace.labels[t] == trace.chosen[t], trace.weights[t], 0)
+            trace.merged_weights[t] if merged else np.where(trace.labels[t] == trace.taken[t], trace.weights[t], 0)
         )
         chosen = weights > 1e-3 * weights.max()
         pull = weights @ flat_users
@@ -268,12 +270,12 @@ def subset_influence(cells: Sequence[Cell], crowd: Crowd) -> Figure:
         ax.plot(*pull, "P", color=COLOURS[1], ms=8, mec="black", mew=0.5, linestyle="none", label="weighted centroid")
         ax.annotate("", pull, path[t], arrowprops={"arrowstyle": "->", "color": COLOURS[5], "linewidth": 1.4})
         ax.plot(*flat_expert, "k*", ms=11, linestyle="none", label="expert")
-        ax.set_title(f"round {t + 1}: {'merged candidate' if merged else f'group {trace.chosen[t]}'}")
+        ax.set_title(f"round {t + 1}: {'merged candidate' if merged else f'group {trace.taken[t]}'}")
     for ax in axes[-1]:
         ax.set_xlabel(f"1st principal component ({explained[0]:.0%} of variance)")
     for ax in axes[:, 0]:
         ax.set_ylabel(f"2nd principal component ({explained[1]:.0%})")
-    figure.suptitle(", ".join(cell.combination) + " points: what pulls the model", fontsize=9)
+    figure.suptitle(", ".join(combination.names) + " points: what pulls the model", fontsize=9)
     legend_below(figure, axes[0, 0], 3)
     return figure
 

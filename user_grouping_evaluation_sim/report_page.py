@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiment.report import Estimate, Figure, Page, Table, Value, estimates, words
+from experiment.report import Compared, Estimate, Illustration, Page, Table, Value, estimates, words
 from experiment.statistics import mean_interval
 from user_grouping_evaluation_sim.settings import Settings
 from user_grouping_evaluation_sim.tables import COMBINATION, regret
@@ -91,8 +91,10 @@ FILES = {
 }
 
 
-def report_page(settings: Settings, frames: dict[str, pd.DataFrame], drawn: Sequence[str], data: str) -> Page:
-    """frames: the run's tables by name. drawn: its figures' names. data: what the users are drawn from."""
+def report_page(
+    settings: Settings, frames: dict[str, pd.DataFrame], drawn: Sequence[str], data_shape: tuple[int, int]
+) -> Page:
+    """frames: the run's tables by name. drawn: its figures' names. data_shape: (users, dimensions) of the data."""
     runs = frames["runs"].assign(regret=regret(frames["runs"]))
     combinations = runs.groupby(COMBINATION, sort=False).ngroups
     own = [name for name in ("summary", "paired", "best") if name in frames]
@@ -110,13 +112,15 @@ def report_page(settings: Settings, frames: dict[str, pd.DataFrame], drawn: Sequ
             f"A crowd of {settings.num_users} users in {settings.num_groups} groups pulls a model towards an expert, "
             f"one user drawn at random and left out of the crowd. Each of {settings.num_rounds} rounds moves it a "
             f"share of {settings.delta:g} towards the weighted centroid of the group whose candidate is valued most "
-            f"(with probability {settings.error_probability:g} of another one). {data}",
+            f"(with probability {settings.error_probability:g} of another one). Users are drawn from "
+            f"{data_shape[0]} users x {data_shape[1]} dimensions.",
             f"{settings.num_runs} runs for each of {combinations} combinations of grouping, metric and scoring; all "
             "combinations of a run share expert, crowd and starting model, so they are compared in pairs.",
         ],
         figures=[_figure(name) for name in sorted(drawn, key=_place)],
         tables=tables,
         files=[(f"{name}.csv", what) for name, what in FILES.items() if name in frames],
+        compared=Compared("runs", COMBINATION, ["run"], {"final_distance": -1, "pearson": 1, "spearman": 1}),
     )
 
 
@@ -244,10 +248,10 @@ def _place(name: str) -> int:
     return next((i for i, start in enumerate(FIGURES) if name.startswith(start)), len(FIGURES))
 
 
-def _figure(name: str) -> Figure:
+def _figure(name: str) -> Illustration:
     start = next((start for start in FIGURES if name.startswith(start)), None)
     if start is None:
-        return Figure(name, name, "", f"Figure {name}")
+        return Illustration(name, name, "", f"Figure {name}")
     title, caption, alt = FIGURES[start]
     variant = name.removeprefix(start).strip("_")
-    return Figure(name, title.format(variant), caption, f"{alt} ({variant} points)" if variant else alt)
+    return Illustration(name, title.format(variant), caption, f"{alt} ({variant} points)" if variant else alt)

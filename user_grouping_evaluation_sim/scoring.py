@@ -12,27 +12,33 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from user_grouping_evaluation_sim.grouping import sums_by_group
+
 
 @dataclass(frozen=True)
 class Round:
     """What one round showed, for R runs of n users in G groups.
 
     labels: (R, n) each user's group. weights: (R, n), summing to 1 in each group. rewards: (R, G), value(candidate) -
-    value(model). improved: (R,), whether the best candidate beat the model. merged_weights: (R, n), summing to 1, and
-    merged_reward: (R,), of the merged candidate, where there was one.
+    value(model). improved: (R,), whether the best candidate beat the model. order: (R, C), the candidates (the groups'
+    and, as number G, the merged one's) from first to last as they are paid: by reward, but for an error, in which the
+    best has changed places with another; the first is taken. merged_weights: (R, n), summing to 1, and merged_reward:
+    (R,), of the merged candidate, where there was one.
     """
 
     labels: np.ndarray
     weights: np.ndarray
     rewards: np.ndarray
     improved: np.ndarray
+    order: np.ndarray
     merged_weights: np.ndarray | None = None
     merged_reward: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Standing:
-    """points: (R, n). group_weights: (R, n) of users inside their groups, by default the points squared.
+    """points: (R, n). group_weights: (R, n) of users inside their groups, by default their points squared, 0 where
+    negative.
     merged_weights: (R, n) of a merged candidate, by default there is none. estimate: (R, n) a scoring's own memory."""
 
     points: np.ndarray
@@ -45,9 +51,25 @@ Scoring = Callable[[Standing, Sequence[Round], int], Standing]
 
 
 def marginal(standing: Standing, history: Sequence[Round], num_rounds: int) -> Standing:
-    """The study's points: in a round that improved the model, each member earns the reward of the group."""
+    """In a round that improved the model, each member earns the reward of the group."""
     last = history[-1]
-    earned = np.where(last.improved[:, None], last.rewards, 0.0)
+    return _pay_members(standing, last, last.rewards)
+
+
+def ranked(standing: Standing, history: Sequence[Round], num_rounds: int) -> Standing:
+    """The study's points: in a round that improved the model, the members of the group whose candidate comes first earn
+    as many points as there are groups, those of the next one point less, of the last 1 (Crowd-SFT, arXiv 2506.04063).
+    """
+    last = history[-1]
+    num_groups = last.rewards.shape[1]
+    place = last.order.argsort(axis=1)[:, :num_groups]
+    before = place.argsort(axis=1).argsort(axis=1)  # groups that come before each; a merged candidate is no group
+    return _pay_members(standing, last, (num_groups - before).astype(float))
+
+
+def _pay_members(standing: Standing, last: Round, by_group: np.ndarray) -> Standing:
+    """Adds its group's number (R, G) to every user's points in the runs that improved."""
+    earned = np.where(last.improved[:, None], by_group, 0.0)
     return replace(standing, points=standing.points + np.take_along_axis(earned, last.labels, axis=1))
 
 
@@ -103,15 +125,10 @@ def attributed(
 
 def _project(beta: np.ndarray, past: Round) -> np.ndarray:
     """The nearest beta (R, n) that explains a round's rewards, up to a constant that all candidates share."""
-    runs, num_groups = past.rewards.shape
-    cell = past.labels + num_groups * np.arange(runs)[:, None]
-
-    def by_group(numbers: np.ndarray) -> np.ndarray:
-        return np.bincount(cell.ravel(), numbers.ravel(), runs * num_groups).reshape(runs, num_groups)
-
-    surprise = past.rewards - by_group(past.weights * beta)
+    num_groups = past.rewards.shape[1]
+    surprise = past.rewards - sums_by_group(past.weights * beta, past.labels, num_groups)
     common = surprise.mean(axis=1, keepdims=True)
-    step = (surprise - common) / by_group(past.weights**2)
+    step = (surprise - common) / sums_by_group(past.weights**2, past.labels, num_groups)
     beta = beta + past.weights * np.take_along_axis(step, past.labels, axis=1)
     if past.merged_weights is not None and past.merged_reward is not None:
         w = past.merged_weights
@@ -120,4 +137,4 @@ def _project(beta: np.ndarray, past: Round) -> np.ndarray:
     return beta
 
 
-SCORINGS: dict[str, Scoring] = {"marginal": marginal, "attributed": attributed}
+SCORINGS: dict[str, Scoring] = {"marginal": marginal, "ranked": ranked, "attributed": attributed}

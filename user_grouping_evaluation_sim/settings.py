@@ -1,14 +1,20 @@
 """The options of run.py, its presets, and what they must be."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiment.command_line import CommonSettings, check_name, check_range, named_function
 from experiment.errors import InputError
+from experiment.files import ROOT
+from experiment.parallel import BACKENDS
+from user_grouping_evaluation_sim.grouping import GROUPINGS
+from user_grouping_evaluation_sim.metrics import METRICS
+from user_grouping_evaluation_sim.scoring import SCORINGS
+from user_grouping_evaluation_sim.shapley import METHODS, MOST_USERS_EXACT
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "movielens"
+DATA = ROOT / "data" / "movielens"
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Settings(CommonSettings):
     """Who works together: see grouping.py."""
     metric: tuple[str, ...] = ("l2", "l1", "dot")
     """How candidates are valued: see metrics.py."""
-    scoring: tuple[str, ...] = ("marginal", "attributed")
+    scoring: tuple[str, ...] = ("marginal", "ranked", "attributed")
     """What users earn: see scoring.py."""
     preferences: Path | None = None
     """A user x dimension matrix (.csv; first column the user id) in place of MovieLens."""
@@ -40,8 +46,6 @@ class Settings(CommonSettings):
     """Draw the crowd from the first users by id, as the study did, and not from all."""
     keep_no_genres: bool = False
     """Count "(no genres listed)" as a genre, as the study did."""
-    negative_points_weigh: bool = False
-    """Weigh users by their points squared even where these are negative, as the study did."""
     shapley: str = "auto"
     """How Shapley values are computed (see shapley.py), or none."""
     shapley_precision: float = 0.01
@@ -60,13 +64,22 @@ class Settings(CommonSettings):
     """Print what would run, and stop."""
 
 
+Size = tuple[int, int]
+"""(num_users, num_groups)"""
+
+REGISTRIES: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "grouping": GROUPINGS,
+    "metric": METRICS,
+    "scoring": SCORINGS,
+}
+"""What --grouping, --metric and --scoring can name, besides functions of the user's own."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "first_users": True,
         "keep_no_genres": True,
-        "negative_points_weigh": True,
-        "scoring": ("marginal",),
+        "scoring": ("ranked",),
     },
     "quick": {"num_users": 20, "num_rounds": 20, "num_runs": 6, "kernel_runs": 2},
 }
@@ -74,14 +87,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for names and numbers that cannot be."""
-    from experiment.parallel import BACKENDS
-    from user_grouping_evaluation_sim.shapley import METHODS, MOST_USERS_EXACT
-
-    for option, names in (("grouping", settings.grouping), ("metric", settings.metric), ("scoring", settings.scoring)):
+    for option, registry in REGISTRIES.items():
+        names = getattr(settings, option)
         if not names or len(set(names)) < len(names):
             raise InputError(f"--{option} {' '.join(names)}: name at least one, and each once")
         for name in names:
-            named_function(f"--{option}", name, registry(option))
+            named_function(f"--{option}", name, registry)
     check_name("--shapley", settings.shapley, [*METHODS, "none"])
     if settings.shapley == "closed_form" and settings.metric != ("dot",):
         raise InputError("--shapley closed_form: fits --metric dot alone; choose auto")
@@ -97,7 +108,7 @@ def check_settings(settings: Settings) -> None:
     check_range("--seed", settings.seed, 0, 2**63)
     if settings.sweep and not (settings.sweep_users and settings.sweep_groups):
         raise InputError("--sweep: --sweep-users and --sweep-groups need at least one number each")
-    for users, groups in settings_to_run(settings):
+    for users, groups in sizes_to_run(settings):
         if min(users, groups) < 1:
             raise InputError(f"{users} users in {groups} groups: both must be at least 1")
         if groups > users:
@@ -106,18 +117,7 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"--shapley exact: too many coalitions of {users} users; choose auto")
 
 
-def registry(option: str) -> dict[str, Callable[..., Any]]:
-    """The known functions of --grouping, --metric or --scoring."""
-    if option == "grouping":
-        from user_grouping_evaluation_sim.grouping import GROUPINGS as known
-    elif option == "metric":
-        from user_grouping_evaluation_sim.metrics import METRICS as known  # type: ignore[assignment]
-    else:
-        from user_grouping_evaluation_sim.scoring import SCORINGS as known  # type: ignore[assignment]
-    return dict(known)
-
-
-def settings_to_run(settings: Settings) -> list[tuple[int, int]]:
-    """(num_users, num_groups), the main one first."""
+def sizes_to_run(settings: Settings) -> list[Size]:
+    """The run's own size first, then the sweep's."""
     grid = [(users, groups) for users in settings.sweep_users for groups in settings.sweep_groups]
     return list(dict.fromkeys([(settings.num_users, settings.num_groups), *(grid if settings.sweep else [])]))

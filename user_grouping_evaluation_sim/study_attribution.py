@@ -18,6 +18,7 @@ from experiment.figures import COLOURS, MARKERS, legend_below, new_figure, save_
 from experiment.files import ROOT, replace_atomically
 from experiment.parallel import parallel_map
 from experiment.statistics import mean_interval
+from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.hull import hull_distance
 from user_grouping_evaluation_sim.metrics import METRICS
@@ -25,8 +26,8 @@ from user_grouping_evaluation_sim.preferences import Preferences, draw_crowds, r
 from user_grouping_evaluation_sim.scoring import Round, Scoring, Standing, attributed, marginal
 from user_grouping_evaluation_sim.settings import DATA
 from user_grouping_evaluation_sim.shapley import shapley_values
-from user_grouping_evaluation_sim.simulation import Protocol, simulate
 from user_grouping_evaluation_sim.tables import pearson
+from user_grouping_evaluation_sim.vector_world import simulate
 
 RESULTS = ROOT / "results" / "user_grouping_evaluation_sim" / "attribution"
 
@@ -84,8 +85,8 @@ def perform(preferences: Preferences, num_runs: int, trial: Trial) -> dict[str, 
     crowd = draw_crowds(preferences, trial.num_users, root.spawn(num_runs))
     metric = METRICS[trial.metric]
     rng = np.random.default_rng([trial.seed, trial.num_groups])
-    protocol = Protocol(num_groups=trial.num_groups)
-    found = simulate(crowd, GROUPINGS[trial.grouping], metric, trial.scoring, protocol, rng)
+    rules = Rules(num_groups=trial.num_groups)
+    found = simulate(crowd, GROUPINGS[trial.grouping], metric, trial.scoring, rules, rng)
     pairs = list(zip(crowd.users, crowd.experts, strict=True))
     shapley = np.array([shapley_values(*pair, metric, precision=0.02).values for pair in pairs])
     hull = np.array([hull_distance(*pair) for pair in pairs])

@@ -13,15 +13,16 @@ from experiment.command_line import described, named_function
 from experiment.errors import InputError
 from experiment.parallel import parallel_map
 from experiment.run_folder import Arrays, RunFolder, load_arrays, save_arrays
+from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.grouping import Grouping
 from user_grouping_evaluation_sim.hull import hull_distance
 from user_grouping_evaluation_sim.metrics import Metric
 from user_grouping_evaluation_sim.preferences import Crowd, Preferences, draw_crowds
 from user_grouping_evaluation_sim.scoring import Scoring
-from user_grouping_evaluation_sim.settings import Settings, registry
+from user_grouping_evaluation_sim.settings import REGISTRIES, Settings, Size
 from user_grouping_evaluation_sim.shapley import shapley_values
-from user_grouping_evaluation_sim.simulation import Protocol, Trace, simulate
-from user_grouping_evaluation_sim.tables import Cell
+from user_grouping_evaluation_sim.tables import Combination
+from user_grouping_evaluation_sim.vector_world import Trace, simulate
 
 KERNEL_EVALUATIONS = 10_000  # the study's budget for shap.KernelExplainer
 RUNS_A_TASK = 10  # of Shapley values
@@ -68,18 +69,18 @@ def _safe(name: str) -> str:
     return name.replace(":", ".").replace("/", ".")
 
 
-def tasks_of(settings: Settings, cells: Sequence[tuple[int, int]], dimensions: int) -> list[Task]:
+def tasks_of(settings: Settings, sizes: Sequence[Size], dimensions: int) -> list[Task]:
     tasks: list[Task] = []
 
-    def blocks(num_runs: int, size: int) -> Iterator[tuple[int, int]]:
-        return ((first, min(size, num_runs - first)) for first in range(0, num_runs, size))
+    def blocks(num_runs: int, length: int) -> Iterator[tuple[int, int]]:
+        return ((first, min(length, num_runs - first)) for first in range(0, num_runs, length))
 
-    for users in dict.fromkeys(users for users, _ in cells):
+    for users in dict.fromkeys(users for users, _ in sizes):
         tasks += [Validation(users, "", "hull", *block) for block in blocks(settings.num_runs, 1000)]
         for metric in settings.metric:
             if settings.shapley == "none":
                 continue
-            if users == settings.num_users:
+            if users == settings.num_users and settings.shapley != "kernel":
                 tasks += [
                     Validation(users, metric, "kernel", *block)
                     for block in blocks(min(settings.kernel_runs, settings.num_runs), 2)
@@ -87,14 +88,14 @@ def tasks_of(settings: Settings, cells: Sequence[tuple[int, int]], dimensions: i
             tasks += [
                 Validation(users, metric, settings.shapley, *block) for block in blocks(settings.num_runs, RUNS_A_TASK)
             ]
-    for users, groups in cells:
-        size = max(1, NUMBERS_A_TASK // (users * dimensions))
+    for users, groups in sizes:
+        length = max(1, NUMBERS_A_TASK // (users * dimensions))
         for grouping in settings.grouping:
             for metric in settings.metric:
                 for scoring in settings.scoring:
                     tasks += [
                         Competition(users, groups, grouping, metric, scoring, *block)
-                        for block in blocks(settings.num_runs, size)
+                        for block in blocks(settings.num_runs, length)
                     ]
     return tasks
 
@@ -125,7 +126,7 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
     if isinstance(task, Validation):
         if task.method == "hull":
             return {"hull": np.array([hull_distance(*pair) for pair in zip(crowd.users, crowd.experts, strict=True)])}
-        metric = named_function("--metric", task.metric, registry("metric"))
+        metric = _metric(task.metric)
         estimates = [
             shapley_values(
                 users,
@@ -145,8 +146,9 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
     simulated = simulate(
         crowd,
         *_functions(task.grouping, task.metric, task.scoring),
-        _protocol(settings, task.num_groups),
+        _rules(settings, task.num_groups),
         np.random.default_rng(_stream(settings, f"competition {task.name}", task.first_run)),
+        settings.delta,
     )
     arrays = {"distances": simulated.distances, "points": simulated.points}
     if task.first_run == 0:
@@ -157,14 +159,14 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
 def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> None:
     """A few rounds of what the user's own functions take part in: a mistake in them shows before a file is written."""
     crowd = crowd_of(settings, preferences, settings.num_users, 0, min(2, settings.num_runs))
-    protocol = replace(_protocol(settings, settings.num_groups), num_rounds=rounds)
+    rules = replace(_rules(settings, settings.num_groups), num_rounds=rounds)
     for names in product(settings.grouping, settings.metric, settings.scoring):
         if own := [name for name in names if ":" in name]:
             with _blaming(own):
-                simulate(crowd, *_functions(*names), protocol, np.random.default_rng(settings.seed))
+                simulate(crowd, *_functions(*names), rules, np.random.default_rng(settings.seed))
     for name in settings.metric:
         if ":" in name and settings.shapley != "none":
-            metric = named_function("--metric", name, registry("metric"))
+            metric = _metric(name)
             with _blaming([name]):
                 shapley_values(crowd.users[0][:2], crowd.experts[0], metric, method="exact")
 
@@ -182,20 +184,19 @@ def _blaming(names: Sequence[str]) -> Iterator[None]:
 
 def _functions(grouping: str, metric: str, scoring: str) -> tuple[Grouping, Metric, Scoring]:
     return (
-        named_function("--grouping", grouping, registry("grouping")),
-        named_function("--metric", metric, registry("metric")),
-        named_function("--scoring", scoring, registry("scoring")),
+        named_function("--grouping", grouping, REGISTRIES["grouping"]),
+        _metric(metric),
+        named_function("--scoring", scoring, REGISTRIES["scoring"]),
     )
 
 
-def _protocol(settings: Settings, num_groups: int) -> Protocol:
-    return Protocol(
-        num_groups,
-        settings.num_rounds,
-        settings.delta,
-        settings.error_probability,
-        settings.negative_points_weigh,
-    )
+def _metric(name: str) -> Metric:
+    metric: Metric = named_function("--metric", name, REGISTRIES["metric"])
+    return metric
+
+
+def _rules(settings: Settings, num_groups: int) -> Rules:
+    return Rules(num_groups, settings.num_rounds, settings.error_probability)
 
 
 def crowd_of(settings: Settings, preferences: Preferences, num_users: int, first: int, count: int) -> Crowd:
@@ -209,51 +210,41 @@ def _stream(settings: Settings, purpose: str, run: int) -> np.random.SeedSequenc
     return np.random.SeedSequence(settings.seed, spawn_key=(zlib.crc32(purpose.encode()), run))
 
 
-def cells_of(
+def combinations_of(
     settings: Settings, preferences: Preferences, done: dict[str, Arrays], num_users: int, num_groups: int
-) -> list[Cell]:
-    """The finished combinations of one setting."""
+) -> list[Combination]:
+    """The finished combinations of one size."""
     tasks = tasks_of(settings, [(num_users, num_groups)], preferences.vectors.shape[1])
     crowd = crowd_of(settings, preferences, num_users, 0, settings.num_runs)
     missing = np.full(crowd.user_ids.shape, np.nan)
 
-    def joined(array: str, **wanted: object) -> np.ndarray | None:
+    def joined(array: str, default: np.ndarray | None = None, /, **wanted: object) -> np.ndarray:
+        """One array of the tasks with these fields, over all runs."""
         parts = [
             done[task.name][array]
             for task in tasks
             if array in done[task.name] and all(getattr(task, key, None) == value for key, value in wanted.items())
         ]
-        return np.concatenate(parts) if parts else None
+        if not parts and default is not None:
+            return default
+        return np.concatenate(parts)
 
-    def trace(array: str, names: dict[str, str]) -> np.ndarray:
-        found = joined(array, **names)
-        assert found is not None
-        return found
-
-    cells = []
-    for grouping in settings.grouping:
-        for metric in settings.metric:
-            shapley = joined("values", metric=metric, method=settings.shapley)
-            errors = joined("standard_errors", metric=metric, method=settings.shapley)
-            kernel = joined("values", metric=metric, method="kernel") if num_users == settings.num_users else None
-            for scoring in settings.scoring:
-                names = {"grouping": grouping, "metric": metric, "scoring": scoring}
-                distances, points = joined("distances", **names), joined("points", **names)
-                hull = joined("hull", method="hull")
-                assert distances is not None
-                assert points is not None
-                assert hull is not None
-                cells.append(
-                    Cell(
-                        (grouping, metric, scoring),
-                        crowd.user_ids,
-                        distances,
-                        points,
-                        hull,
-                        missing if shapley is None else shapley,
-                        missing if errors is None else errors,
-                        missing[:0] if kernel is None else kernel,
-                        Trace(**{field.name: trace(f"trace_{field.name}", names) for field in fields(Trace)}),
-                    )
-                )
-    return cells
+    hull = joined("hull", method="hull")
+    combinations = []
+    for grouping, metric, scoring in product(settings.grouping, settings.metric, settings.scoring):
+        names = {"grouping": grouping, "metric": metric, "scoring": scoring}
+        validation, by_kernel = ({"metric": metric, "method": method} for method in (settings.shapley, "kernel"))
+        combinations.append(
+            Combination(
+                (grouping, metric, scoring),
+                crowd.user_ids,
+                joined("distances", **names),
+                joined("points", **names),
+                hull,
+                joined("values", missing, **validation),
+                joined("standard_errors", missing, **validation),
+                missing[:0] if settings.shapley == "kernel" else joined("values", missing[:0], **by_kernel),
+                Trace(**{field.name: joined(f"trace_{field.name}", **names) for field in fields(Trace)}),
+            )
+        )
+    return combinations

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from experiment.statistics import mean_interval
-from user_grouping_evaluation_sim.simulation import Trace
+from user_grouping_evaluation_sim.vector_world import Trace
 
 COMBINATION = ["grouping", "metric", "scoring"]
 SUMMARISED = [
@@ -24,11 +24,11 @@ SETTLED = 0.05  # a run has converged when it stays within this share of its who
 
 
 @dataclass(frozen=True)
-class Cell:
+class Combination:
     """All runs of one combination. user_ids, points, shapley, standard_errors: (R, n). distances: (R, T + 1).
     hull: (R,). kernel: (K, n), the study's estimate for the first K runs. trace: of the first run."""
 
-    combination: tuple[str, str, str]
+    names: tuple[str, str, str]
     user_ids: np.ndarray
     distances: np.ndarray
     points: np.ndarray
@@ -64,12 +64,12 @@ def regret(runs: pd.DataFrame) -> pd.Series:
     return (runs["final_distance"] - runs["hull_distance"]) / (runs["start_distance"] - runs["hull_distance"])
 
 
-def run_tables(cells: Sequence[Cell]) -> dict[str, pd.DataFrame]:
+def run_tables(combinations: Sequence[Combination]) -> dict[str, pd.DataFrame]:
     """The tables of one setting, by file name."""
-    runs = runs_table(cells)
-    frames = {"runs": runs, "rounds": rounds_table(cells), "points": points_table(cells)}
+    runs = runs_table(combinations)
+    frames = {"runs": runs, "rounds": rounds_table(combinations), "points": points_table(combinations)}
     frames |= {"summary": summary_table(runs), "paired": paired_table(runs)}
-    return frames | ({"estimators": estimators_table(cells)} if len(cells[0].kernel) else {})
+    return frames | ({"estimators": estimators_table(combinations)} if len(combinations[0].kernel) else {})
 
 
 def sweep_tables(
@@ -83,60 +83,60 @@ def sweep_tables(
     return {"sweep": pd.concat(summaries, ignore_index=True), "best": best_table(runs_by_setting, rng)}
 
 
-def runs_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def runs_table(combinations: Sequence[Combination]) -> pd.DataFrame:
     frames = []
-    for cell in cells:
-        spread = cell.shapley.std(axis=1)
+    for combination in combinations:
+        spread = combination.shapley.std(axis=1)
         columns = {
-            "run": np.arange(len(cell.points)),
-            "start_distance": cell.distances[:, 0],
-            "final_distance": cell.distances[:, -1],
-            "hull_distance": cell.hull,
-            "rounds_to_converge": rounds_to_converge(cell.distances),
-            "pearson": pearson(cell.points, cell.shapley),
-            "spearman": spearman(cell.points, cell.shapley),
-            "shapley_standard_error": cell.standard_errors.max(axis=1) / np.where(spread > 0, spread, 1),
+            "run": np.arange(len(combination.points)),
+            "start_distance": combination.distances[:, 0],
+            "final_distance": combination.distances[:, -1],
+            "hull_distance": combination.hull,
+            "rounds_to_converge": rounds_to_converge(combination.distances),
+            "pearson": pearson(combination.points, combination.shapley),
+            "spearman": spearman(combination.points, combination.shapley),
+            "shapley_standard_error": combination.standard_errors.max(axis=1) / np.where(spread > 0, spread, 1),
         }
-        frames.append(_labelled(cell, columns))
+        frames.append(_labelled(combination, columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def rounds_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def rounds_table(combinations: Sequence[Combination]) -> pd.DataFrame:
     frames = []
-    for cell in cells:
-        runs, rounds = cell.distances.shape
+    for combination in combinations:
+        runs, rounds = combination.distances.shape
         run, round_ = np.indices((runs, rounds))
-        columns = {"run": run.ravel(), "round": round_.ravel(), "distance": cell.distances.ravel()}
-        frames.append(_labelled(cell, columns))
+        columns = {"run": run.ravel(), "round": round_.ravel(), "distance": combination.distances.ravel()}
+        frames.append(_labelled(combination, columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def points_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def points_table(combinations: Sequence[Combination]) -> pd.DataFrame:
     frames = []
-    for cell in cells:
+    for combination in combinations:
         columns = {
-            "run": np.repeat(np.arange(len(cell.points)), cell.points.shape[1]),
-            "user": cell.user_ids.ravel(),
-            "points": cell.points.ravel(),
-            "shapley": cell.shapley.ravel(),
-            "standard_error": cell.standard_errors.ravel(),
+            "run": np.repeat(np.arange(len(combination.points)), combination.points.shape[1]),
+            "user": combination.user_ids.ravel(),
+            "points": combination.points.ravel(),
+            "shapley": combination.shapley.ravel(),
+            "standard_error": combination.standard_errors.ravel(),
         }
-        frames.append(_labelled(cell, columns))
+        frames.append(_labelled(combination, columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def estimators_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def estimators_table(combinations: Sequence[Combination]) -> pd.DataFrame:
     """The runs that the study's estimator validated too: the correlation of the points with either estimate."""
     frames = []
-    for cell in cells:
-        count = len(cell.kernel)
+    for combination in combinations:
+        count = len(combination.kernel)
         columns = {
             "run": np.arange(count),
-            "pearson": pearson(cell.points[:count], cell.shapley[:count]),
-            "pearson_kernel": pearson(cell.points[:count], cell.kernel),
-            "kernel_against_shapley": pearson(cell.kernel, cell.shapley[:count]),
+            "pearson": pearson(combination.points[:count], combination.shapley[:count]),
+            "pearson_kernel": pearson(combination.points[:count], combination.kernel),
+            "kernel_against_shapley": pearson(combination.kernel, combination.shapley[:count]),
         }
-        frames.append(_labelled(cell, columns))
+        frames.append(_labelled(combination, columns))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -200,5 +200,5 @@ def best_table(
     return pd.DataFrame(rows)
 
 
-def _labelled(cell: Cell, columns: dict[str, np.ndarray]) -> pd.DataFrame:
-    return pd.DataFrame(dict(zip(COMBINATION, cell.combination, strict=True)) | columns)
+def _labelled(combination: Combination, columns: dict[str, np.ndarray]) -> pd.DataFrame:
+    return pd.DataFrame(dict(zip(COMBINATION, combination.names, strict=True)) | columns)

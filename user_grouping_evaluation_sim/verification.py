@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 
 from experiment.errors import InputError
 from experiment.files import ROOT, sha256_file
+from experiment.tables import read_table, table_names
 from user_grouping_evaluation_sim.hull import hull_distance
 from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
 from user_grouping_evaluation_sim.settings import Settings
@@ -38,7 +39,10 @@ PLAIN = ["start_distance", "final_distance", "hull_distance", "rounds_to_converg
 
 def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
     """(what differs, what could not be checked), a line each."""
-    tables = {path.stem: pd.read_csv(path, float_precision="round_trip") for path in sorted(folder.glob("*.csv"))}
+    tables = {
+        name: read_table(folder, name, dtype={"user": str}, keep_default_na=False, na_values=[""])
+        for name in table_names(folder)
+    }
     runs = tables["runs"]
     if differences := check_rows(tables, record):
         return differences, ["numbers: recomputed only where no row is missing"]
@@ -249,8 +253,8 @@ def check_data(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> tuple
         expected = values[runs["run"]]
         allowed = ROUNDING * expected + 1e-6
         differences += _compare("runs.csv", runs[RUN], column, runs[column], expected, allowed, "the data and the seed")
-    users = crowd.user_ids[runs["run"]].ravel().astype(str)
-    wrong = points["user"].astype(str).to_numpy() != users
+    users = crowd.user_ids[runs["run"]].ravel()
+    wrong = points["user"].to_numpy() != users
     if wrong.any():
         row = int(wrong.argmax())
         differences.append(

@@ -91,8 +91,8 @@ def split_comments(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 def label_matrix(rows: list[Row]) -> np.ndarray:
     """Zeros and ones (rows, 28)."""
     labels = np.zeros((len(rows), len(EMOTIONS)), dtype=np.float32)
-    for row, (_, emotions) in enumerate(rows):
-        labels[row, [EMOTIONS.index(emotion) for emotion in emotions]] = 1
+    for number, row in enumerate(rows):
+        labels[number, [EMOTIONS.index(emotion) for emotion in row.emotions]] = 1
     return labels
 
 
@@ -352,8 +352,8 @@ def model_card(
     mapper = load_mapper(str(settings.output_dir))
     labels = {name: label_matrix(rows) for name, rows in splits.items()}
     own_labels = label_matrix(held_out)
-    vectors = {name: mapper([text for text, _ in splits[name]]) for name in ("dev", "test")}
-    own_vectors = mapper([text for text, _ in held_out])
+    vectors = {name: mapper([row.text for row in splits[name]]) for name in ("dev", "test")}
+    own_vectors = mapper([row.text for row in held_out])
     measured = {
         "GoEmotions dev (chosen on)": scores(vectors["dev"] - 0.5, labels["dev"]),
         "GoEmotions test": scores(vectors["test"] - 0.5, labels["test"]),
@@ -363,7 +363,7 @@ def model_card(
     ranked = np.argsort(-own_vectors, axis=1)
     agreement = [np.mean([own_labels[row, ranked[row, :best]].any() for row in range(len(ranked))]) for best in (1, 3)]
 
-    shipped = mapper([text for text, _ in comments + held_out])
+    shipped = mapper([row.text for row in comments + held_out])
     goemotions = np.vstack([vectors["dev"], vectors["test"]])
     generator = np.random.default_rng(np.random.SeedSequence(settings.seed))
     as_many = min(len(shipped), len(goemotions))
@@ -467,8 +467,8 @@ def main(settings: Settings) -> None:
     comments, held_out = split_comments(read_comments(settings.comments))
     encoder, head, tokenize = build_model(settings)
     rows = splits["train"] + comments
-    dev_token_ids, dev_labels = tokenize([text for text, _ in splits["dev"]]), label_matrix(splits["dev"])
-    token_ids = tokenize([text for text, _ in rows])
+    dev_token_ids, dev_labels = tokenize([row.text for row in splits["dev"]]), label_matrix(splits["dev"])
+    token_ids = tokenize([row.text for row in rows])
     seconds = train(settings, encoder, head, token_ids, label_matrix(rows), dev_token_ids, dev_labels)
 
     generator = np.random.default_rng(np.random.SeedSequence(settings.seed))

@@ -1,0 +1,37 @@
+"""A run's tables as files: tidy CSV, compressed where large, equal bytes for equal tables."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiment.files import replace_atomically
+
+LARGE = 400_000  # entries of a table that is written as .csv.gz
+
+
+def write_table(frame: pd.DataFrame, folder: Path, name: str, float_format: str | None = None) -> None:
+    """Writes NAME.csv into the folder, or NAME.csv.gz for a large table."""
+    text = frame.to_csv(index=False, float_format=float_format, lineterminator="\n").encode()
+    large = frame.size > LARGE
+    with replace_atomically(folder / f"{name}.csv{'.gz' if large else ''}") as temporary:
+        # Without a time: equal tables give equal bytes.
+        temporary.write_bytes(gzip.compress(text, mtime=0) if large else text)
+
+
+def table_path(folder: Path, name: str) -> Path:
+    """NAME.csv.gz where the folder holds one, else NAME.csv."""
+    packed = folder / f"{name}.csv.gz"
+    return packed if packed.exists() else folder / f"{name}.csv"
+
+
+def table_names(folder: Path) -> list[str]:
+    """The names of a folder's tables."""
+    return sorted({path.name.partition(".")[0] for path in [*folder.glob("*.csv"), *folder.glob("*.csv.gz")]})
+
+
+def read_table(folder: Path, name: str, **options: Any) -> pd.DataFrame:
+    """What write_table wrote, every number exactly. options: for pandas."""
+    frame: pd.DataFrame = pd.read_csv(table_path(folder, name), float_precision="round_trip", **options)
+    return frame
