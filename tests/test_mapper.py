@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from experiment.errors import InputError
 from point_in_space_sim import mapper as mapper_module
-from point_in_space_sim import train_mapper
+from point_in_space_sim.mapper import train as train_mapper
 from point_in_space_sim.corpus import EMOTIONS, SHIPPED_COMMENTS, read_comments
 from point_in_space_sim.mapper import EMBEDDED_FOLDER, load_mapper, map_texts
 
