@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from experiment.command_line import NOT_IDENTITY, described, naming, tell
+from experiment.command_line import NOT_IDENTITY, naming, tell
 from experiment.errors import InputError
 from experiment.files import ROOT
 from experiment.report import finish_with_report
@@ -26,9 +24,11 @@ from point_in_space_sim.corpus import Corpus, load_corpus
 from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
 from point_in_space_sim.engine.fine_tuning import write_chat_jsonl
+from point_in_space_sim.engine.guard import one_line
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
+from point_in_space_sim.engine.rehearsal import rehearse
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
-from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfil, rehearse, return_memory
+from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfil, return_memory
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.plots import write_figures
 from point_in_space_sim.protocols import Draw, Game, Work, play, work_of
@@ -66,18 +66,18 @@ def main(settings: Settings) -> None:
         device = str(pick_device(settings.device))
     with naming("--corpus"):
         corpus = load_corpus(settings.corpus)
-    with usable(f"--mapper {settings.mapper}"):
+    with naming("--mapper"), one_line(f"{settings.mapper} cannot be used", "choose another"):
         mapper = load_mapper(settings.mapper, device)
         vectors = map_texts(mapper, corpus.texts, cache_folder() / "vectors")
         targets = targets_of(settings, corpus, mapper, vectors)
     with naming("--neighbours"):
         neighbourhoods = [find_neighbourhood(target, vectors, settings.neighbours) for target in targets]
-    tuning, sampling = tuned_settings(settings)
-    with usable(f"--base-model {settings.base_model}"):
+    with naming("--base-model"), one_line(f"{settings.base_model} cannot be used", "choose another"):
         base = cached_base_model(settings.base_model, device, settings.prompt)
-        nearby = [corpus.texts[i] for near in neighbourhoods for i in near.members]
-        rehearse(base, mapper, nearby, tuning, sampling)
-        identity = identity_of(settings, tuning, sampling, base, mapper, corpus)
+    tuning, sampling = tuned_settings(settings)
+    nearby = [corpus.texts[i] for near in neighbourhoods for i in near.members]
+    rehearse(base, mapper, nearby, tuning, sampling)
+    identity = identity_of(settings, tuning, sampling, base, mapper, corpus)
     if settings.jobs > 1:
         # The workers load their own.
         cached_base_model.cache_clear()
@@ -159,20 +159,6 @@ def in_words(seconds: float) -> str:
     return f"about {max(5, round(seconds, -1)):.0f} seconds"
 
 
-@contextmanager
-def usable(option: str) -> Iterator[None]:
-    """Turns whatever the model libraries raise for a model that cannot be used into one line that names the option."""
-    with naming(option):
-        try:
-            yield
-        except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            if "not enough memory" in str(error):  # torch's on a CPU
-                raise
-            raise InputError(f"cannot be used here ({described(error)}); choose another") from error
-
-
 def targets_of(settings: Settings, corpus: Corpus, mapper: Mapper, vectors: np.ndarray) -> list[Target]:
     if settings.target_text is not None:
         text = " ".join(settings.target_text.split())
@@ -207,7 +193,7 @@ def identity_of(
         "protocols": played(settings),
         "device": base.device.type,
         "dtype": str(base.dtype).removeprefix("torch."),
-        "rendered_prompt": base.tokenizer.decode(base.prompt),
+        "rendered_prompt": base.rendered_prompt,
         "mapper": mapper.name,
         "mapper_sha256": mapper.sha256,
         "base_model_sha256": base.sha256,

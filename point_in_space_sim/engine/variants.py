@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -131,27 +131,6 @@ def carry_out(engine: Engine, task: tuple[str, Request]) -> None:
             assert adapter is not None, "the base model is not kept"
             _save_folder(engine.kept / name, engine.scratch, partial(save_adapter, adapter, base=base))
     return_memory()
-
-
-def rehearse(
-    base: BaseModel, mapper: Mapper, texts: Sequence[str], tuning: TuningSettings, sampling: SamplingSettings
-) -> None:
-    """All that a run does with its models, once and small: the longest text tuned on and mapped, the longest comment.
-
-    It raises what the model libraries raise for a model that cannot be used, before anything is written. It leaves the
-    models and all random streams as they were.
-    """
-    longest = max(texts, key=len)
-    adapter = tune(base, [longest], replace(tuning, epochs=1, batch_size=1), seed=0)
-    drawn = sample_comments(base, 1, 0, replace(sampling, max_new_tokens=min(4, sampling.max_new_tokens)), adapter)
-    # A sample may end early: whether the model has room for as long a comment as it may write.
-    end = len(base.prompt) + sampling.max_new_tokens
-    tokens = (base.prompt * (end // len(base.prompt) + 1))[:end]
-    with torch.inference_mode():
-        logits = base.model(torch.tensor([tokens], device=base.device)).logits
-    if not logits.isfinite().all():
-        raise InputError("the model's logits hold numbers that are not finite")
-    mapper([longest, *drawn.texts])
 
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # malloc.h
