@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from experiment.errors import InputError
-from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, load_base_model, run_layers
+from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, load_base_model
 from point_in_space_sim.engine.fine_tuning import (
     Adapter,
     TuningSettings,
@@ -25,6 +25,7 @@ from point_in_space_sim.engine.fine_tuning import (
     tune,
     write_chat_jsonl,
 )
+from point_in_space_sim.engine.layers import run_layers
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
 
 TEXTS = ["what a day", "thank you so much for all the help", "no", "the day is a wonderful day, thank you"]
@@ -113,7 +114,7 @@ def test_frozen_activation_training_equals_plain_training(base, method, monkeypa
     # The same steps, each through the whole model on padded rows.
     monkeypatch.setattr(
         "point_in_space_sim.engine.fine_tuning.packed_loss",
-        lambda base, texts, activations, backward: padded_loss(base, texts).backward(),
+        lambda base, texts, activations, backward, total: padded_loss(base, texts).backward(),
     )
     plain = tune(base, TEXTS, settings, seed=3)
     assert fast.weights.keys() == plain.weights.keys()

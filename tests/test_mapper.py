@@ -7,13 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import f1_score
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from experiment.errors import InputError
 from point_in_space_sim import mapper as mapper_module
-from point_in_space_sim import train_mapper
 from point_in_space_sim.corpus import EMOTIONS, SHIPPED_COMMENTS, read_comments
 from point_in_space_sim.mapper import EMBEDDED_FOLDER, load_mapper, map_texts
+from point_in_space_sim.mapper import train as train_mapper
 
 TEXTS = [
     "thank you so much",
@@ -27,9 +38,6 @@ TEXTS = [
 
 def save_classifier(folder, labels=EMOTIONS, seed=0, **config):
     """A tiny random RoBERTa classifier with its tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification
-
     words = ["<s>", "<pad>", "</s>", "<unk>", *sorted({word for text in TEXTS for word in text.split()})]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -62,8 +70,6 @@ def classifier(tmp_path):
 
 
 def test_a_classifier_gives_its_own_sigmoid_probabilities(classifier):
-    from transformers import AutoTokenizer
-
     folder, model = classifier
     mapper = load_mapper(str(folder))
     assert mapper.labels == EMOTIONS
@@ -114,7 +120,7 @@ def test_cache_gives_the_same_bytes_without_the_model(classifier, tmp_path):
     assert map_texts(without_model, TEXTS, cache).tobytes() == first.tobytes()
     assert len(list(cache.iterdir())) == 1
     for other in (replace(without_model, sha256="another"), without_model):
-        with pytest.raises(TypeError):
+        with pytest.raises(InputError, match="cannot map"):
             map_texts(other, TEXTS[:-1] if other is without_model else TEXTS, cache)
 
 
@@ -181,22 +187,13 @@ def test_damaged_checkpoints_are_refused_in_one_line(classifier, damage):
     assert "\n" not in str(error.value)
 
 
-def test_auto_says_in_one_line_which_mapper_it_takes(classifier, monkeypatch, capsys):
+def test_embedded_is_the_default_and_roberta_is_pinned(classifier, monkeypatch):
     folder, _ = classifier
-    monkeypatch.setattr(mapper_module, "model_folder", lambda name: folder)
-    assert load_mapper("auto").name == "SamLowe/roberta-base-go_emotions"
-    assert capsys.readouterr().err.splitlines() == [
-        "mapper: SamLowe/roberta-base-go_emotions, since the hub or its cache has it"
-    ]
-
-    def unreachable(name):
-        raise InputError("the hub is not within reach")
-
-    monkeypatch.setattr(mapper_module, "model_folder", unreachable)
-    assert load_mapper("auto").name == load_mapper("embedded").name
-    assert capsys.readouterr().err.splitlines() == ["mapper: embedded, since the hub is not within reach"]
-    with pytest.raises(InputError, match="not within reach"):
-        load_mapper("roberta")
+    assert (load_mapper().name, load_mapper().sha256) == (load_mapper("embedded").name, load_mapper("embedded").sha256)
+    asked = []
+    monkeypatch.setattr(mapper_module, "model_folder", lambda name: asked.append(name) or folder)
+    assert load_mapper("roberta").name == "SamLowe/roberta-base-go_emotions"
+    assert asked == ["SamLowe/roberta-base-go_emotions@58b6c5b44a7a12093f782442969019c7e2982299"]
 
 
 @pytest.fixture(scope="module")
@@ -270,8 +267,6 @@ def test_learning_rate_rises_over_a_tenth_and_falls_to_zero():
 
 
 def test_shift_finds_the_threshold_of_best_f1():
-    from sklearn.metrics import f1_score
-
     generator = np.random.default_rng(3)
     labels = (generator.random((4000, 28)) < np.linspace(0.02, 0.5, 28)).astype(np.float32)
     logits = (2 * labels - 3 + generator.normal(size=labels.shape)).astype(np.float32)
@@ -293,9 +288,6 @@ def test_radius_of_a_neighbourhood_by_hand():
 
 
 def test_training_that_was_interrupted_gives_the_same_weights(tmp_path, monkeypatch):
-    from peft import LoraConfig, get_peft_model
-    from transformers import BertConfig, BertModel
-
     token_ids = [[1, 2 + index % 7, 3 + index % 5, 2] for index in range(24)]
     labels = np.eye(28, dtype=np.float32)[[index % 7 for index in range(24)]]
 

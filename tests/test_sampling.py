@@ -13,7 +13,7 @@ from point_in_space_sim.engine.sampling import (
     _sample_tokens,
     distinct_2,
     draw_tokens,
-    end_tokens,
+
     sample_comments,
 )
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
@@ -69,7 +69,7 @@ def test_a_uniform_number_at_either_end_draws_a_possible_token():
 
 def test_decode_loop_equals_the_model_on_the_whole_prefix(base):
     """Every token again, from the logits that the model's own forward gives for prompt and comment so far."""
-    count, ends = 6, {*end_tokens(base), *range(200, 240)}  # so many that rows end at different times
+    count, ends = 6, {*base.end_tokens, *range(200, 240)}  # so many that rows end at different times
     with torch.inference_mode():
         comments = _sample_tokens(base, count, 3, SETTINGS, ends)
         again = []

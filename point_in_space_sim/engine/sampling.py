@@ -6,10 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from experiment.errors import InputError
-from point_in_space_sim.engine.base_model import BaseModel, run_layers
+from point_in_space_sim.engine.base_model import MAX_TOKENS, BaseModel
 from point_in_space_sim.engine.fine_tuning import Adapter, merged
+from point_in_space_sim.engine.layers import KeyValueCache, run_layers
 from point_in_space_sim.engine.settings import SamplingSettings
 
 
@@ -19,55 +21,6 @@ class Samples:
 
     texts: list[str]
     broken: float
-
-
-class KeyValueCache:
-    """Keys and values of every layer, (rows, heads, capacity, width), filled up to `length` tokens.
-
-    It stands in for transformers' own cache, which copies all keys at every token. `length` is advanced by the caller.
-    It grows by GROWTH tokens at a time: by then many rows have left. On a CPU it holds float32: batches of small
-    products, as attention needs, run twice as fast in it as in bfloat16.
-    """
-
-    GROWTH = 16
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        end = self.length + key.shape[2]
-        held = self.layers.get(layer)
-        if held is None or held[0].shape[2] < end:
-            self.layers[layer] = (self._wider(key, held and held[0], end), self._wider(value, held and held[1], end))
-        for store, new in zip(self.layers[layer], (key, value), strict=True):
-            store[:, :, self.length : end] = new
-        return self.layers[layer][0][:, :, :end], self.layers[layer][1][:, :, :end]
-
-    def _wider(self, new: torch.Tensor, held: torch.Tensor | None, end: int) -> torch.Tensor:
-        """A store like `new` for `end` tokens and some more, with what was held."""
-        rows, heads, _, width = new.shape
-        dtype = torch.float32 if new.device.type == "cpu" else new.dtype
-        store = new.new_empty(rows, heads, end + self.GROWTH, width, dtype=dtype)
-        if held is not None:
-            store[:, :, : self.length] = held[:, :, : self.length]
-        return store
-
-    def repeat(self, rows: int) -> None:
-        """Turns the only row into as many equal ones."""
-        for layer, (keys, values) in self.layers.items():
-            self.layers[layer] = (keys.expand(rows, -1, -1, -1).clone(), values.expand(rows, -1, -1, -1).clone())
-
-    def move(self, sources: Sequence[int]) -> None:
-        """Row i becomes what row sources[i] was; rows beyond them go. Only rows that move are copied."""
-        to = [row for row, source in enumerate(sources) if row != source]
-        for layer, stores in self.layers.items():
-            for store in stores:
-                if to:
-                    store[to, :, : self.length] = store[[sources[row] for row in to], :, : self.length]
-            self.layers[layer] = (stores[0][: len(sources)], stores[1][: len(sources)])
 
 
 def filled_from_the_end(rows: Sequence[int]) -> list[int]:
@@ -90,10 +43,12 @@ def sample_comments(
     settings = settings or SamplingSettings()
     if count < 1 or settings.max_new_tokens < 1 or settings.temperature <= 0 or not 0 < settings.top_p <= 1:
         raise InputError(f"sampling needs a count, a length and a temperature above 0 and top_p in (0, 1]: {settings}")
-    ends = end_tokens(base)
+    plain = base.has_plain_layers
+    if plain and settings.max_new_tokens > MAX_TOKENS:
+        plain = base.is_plain_for(settings.max_new_tokens)
+    ends = base.end_tokens
     with merged(base, adapter), torch.inference_mode():
-        draw = _sample_tokens if base.has_plain_layers else _generate_tokens
-        drawn = draw(base, count, seed, settings, ends)
+        drawn = (_sample_tokens if plain else _generate_tokens)(base, count, seed, settings, ends)
     texts, broken = [], 0
     for tokens in drawn:
         ended = bool(tokens) and tokens[-1] in ends
@@ -101,12 +56,6 @@ def sample_comments(
         texts.append(text)
         broken += not (ended and text)
     return Samples(texts, broken / count)
-
-
-def end_tokens(base: BaseModel) -> set[int]:
-    """Tokens that end a comment: the tokenizer's end token and those of the model's generation config."""
-    more = base.model.generation_config.eos_token_id if base.model.generation_config else None
-    return {base.tokenizer.eos_token_id, *(more if isinstance(more, list) else [] if more is None else [more])}
 
 
 def _sample_tokens(
@@ -171,20 +120,20 @@ def _generate_tokens(
 ) -> list[list[int]]:
     """The same through the model's own `generate`, for architectures without plain layers."""
     ids = torch.tensor([base.prompt], device=base.device)
+    drawing = GenerationConfig(
+        do_sample=True,
+        num_return_sequences=count,
+        top_k=0,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=base.tokenizer.eos_token_id,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        rows = base.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            num_return_sequences=count,
-            top_k=0,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens,
-            eos_token_id=sorted(ends),
-            pad_token_id=base.tokenizer.eos_token_id,
-        )[:, len(base.prompt) :].tolist()
+        rows = base.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=drawing)
+        rows = rows[:, len(base.prompt) :].tolist()
     return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 

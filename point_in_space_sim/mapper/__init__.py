@@ -6,32 +6,34 @@ SamLowe/roberta-base-go_emotions, and the embedded mapper, all-MiniLM-L6-v2 with
 """
 
 import hashlib
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+import transformers
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from tqdm import tqdm
+from transformers.utils import logging
 
 from experiment.errors import InputError
-from experiment.files import replace_atomically, sha256_file
+from experiment.files import ROOT, replace_atomically, sha256_file
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.assets import MINILM_WHEEL, model_folder, wheel_folder
-
-if TYPE_CHECKING:
-    import torch
-    import transformers
+from point_in_space_sim.engine.guard import one_line
 
 ROBERTA = "SamLowe/roberta-base-go_emotions"
-EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "data" / "mapper"
+ROBERTA_REVISION = "58b6c5b44a7a12093f782442969019c7e2982299"
+EMBEDDED_FOLDER = ROOT / "data" / "mapper"
 MAX_TOKENS = 256
 """Longer comments are cut (the length that all-MiniLM-L6-v2 was trained with)."""
 BATCH_SIZE = 64
 EMBEDDED_FILES = ("adapter_model.safetensors", "adapter_config.json", "head.safetensors")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "spm.model")
 
 TokenIds = list[list[int]]
 
@@ -48,13 +50,12 @@ class Mapper:
     name: str
     sha256: str
     tokenize: Callable[[list[str]], TokenIds] = field(repr=False)
-    logits: "Callable[[TokenIds], torch.Tensor]" = field(repr=False)
+    logits: Callable[[TokenIds], torch.Tensor] = field(repr=False)
     labels: tuple[str, ...] = EMOTIONS
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
+        advice = "restore its files or choose another"
+        with torch.inference_mode(), one_line(f"mapper {self.name}: cannot map these texts", advice):
             tokens = self.tokenize(list(texts))
             vectors = in_batches_of_like_length(lambda batch: self.logits(batch).sigmoid(), tokens)
         if not np.isfinite(vectors).all():
@@ -62,28 +63,20 @@ class Mapper:
         return vectors
 
 
-def load_mapper(name: str = "auto", device: str = "cpu") -> Mapper:
+def load_mapper(name: str = "embedded", device: str = "cpu") -> Mapper:
     """
-    Loads a mapper by name: "embedded", "roberta" (the study's), "auto" (roberta where the Hugging Face hub or its
-    cache has it, otherwise embedded; says in one line which and why), a hub id, or a folder (a transformers sequence
-    classifier or what mapper/train.py writes).
+    Loads a mapper by name: "embedded", "roberta" (the study's, at its pinned revision), a hub id, or a folder (a
+    transformers sequence classifier or what mapper/train.py writes).
 
     Raises InputError where the files are missing, damaged or not safetensors, where the labels are not the 28 of
-    GoEmotions, and where there is neither network nor cache.
+    GoEmotions, where a text's vector depends on the texts beside it, and where there is neither network nor cache.
     """
-    if name == "auto":
-        try:
-            folder = model_folder(ROBERTA)
-        except InputError as error:
-            print(f"mapper: embedded, since {error}", file=sys.stderr)
-            return _load_embedded(EMBEDDED_FOLDER, device)
-        print(f"mapper: {ROBERTA}, since the hub or its cache has it", file=sys.stderr)
-        return _load_classifier(ROBERTA, folder, device)
     if name == "embedded":
         return _load_embedded(EMBEDDED_FOLDER, device)
     if (Path(name) / "adapter_config.json").is_file():
         return _load_embedded(Path(name), device)
-    name = ROBERTA if name == "roberta" else name
+    if name == "roberta":
+        return _load_classifier(ROBERTA, model_folder(f"{ROBERTA}@{ROBERTA_REVISION}"), device)
     return _load_classifier(name, model_folder(name), device)
 
 
@@ -116,10 +109,8 @@ def map_texts(mapper: Mapper, texts: Sequence[str], cache_folder: str | Path) ->
     return vectors
 
 
-def load_encoder(folder: Path, **config: Any) -> "tuple[transformers.BertModel, Callable[[list[str]], TokenIds]]":
+def load_encoder(folder: Path, **config: Any) -> tuple[transformers.BertModel, Callable[[list[str]], TokenIds]]:
     """(BertModel without its unused pooler, function texts -> token ids) of all-MiniLM-L6-v2 in a local folder."""
-    import transformers
-
     with _loading(folder):
         model = transformers.BertModel.from_pretrained(
             folder, add_pooling_layer=False, local_files_only=True, use_safetensors=True, **config
@@ -128,24 +119,20 @@ def load_encoder(folder: Path, **config: Any) -> "tuple[transformers.BertModel, 
     return model, lambda texts: _token_ids(tokenizer, texts, MAX_TOKENS)
 
 
-def pool(hidden: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
+def pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
     The mean of the hidden states (texts, tokens, width) over each text's own tokens, standardised: (texts, width).
 
     Float32. Without the standardising (a layer norm without parameters) the head gets numbers of size 0.2 and training
     stays on a plateau for hundreds of steps.
     """
-    import torch
-
     weights = mask[..., None].float()
     mean = (hidden.float() * weights).sum(1) / weights.sum(1)
     return torch.nn.functional.layer_norm(mean, mean.shape[1:])
 
 
-def pad(token_ids: TokenIds, padding: int = 0) -> "tuple[torch.Tensor, torch.Tensor]":
+def pad(token_ids: TokenIds, padding: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both integer tensors (texts, longest), filled up on the right."""
-    import torch
-
     ids = torch.full((len(token_ids), max(map(len, token_ids))), padding)
     mask = torch.zeros_like(ids)
     for row, tokens in enumerate(token_ids):
@@ -154,10 +141,8 @@ def pad(token_ids: TokenIds, padding: int = 0) -> "tuple[torch.Tensor, torch.Ten
     return ids, mask
 
 
-def in_batches_of_like_length(function: "Callable[[TokenIds], torch.Tensor]", token_ids: TokenIds) -> np.ndarray:
+def in_batches_of_like_length(function: Callable[[TokenIds], torch.Tensor], token_ids: TokenIds) -> np.ndarray:
     """The rows (28) that `function` gives for batches of texts, in the texts' order: float32 (texts, 28)."""
-    from tqdm import tqdm
-
     rows = np.empty((len(token_ids), len(EMOTIONS)), dtype=np.float32)
     order = np.argsort([len(tokens) for tokens in token_ids], kind="stable")
     hidden = None if len(order) >= 1000 else True  # None: shown on a terminal only
@@ -172,17 +157,14 @@ def in_batches_of_like_length(function: "Callable[[TokenIds], torch.Tensor]", to
 def _token_ids(tokenizer: Any, texts: list[str], limit: int) -> TokenIds:
     if not texts:
         return []
-    encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+    # Split: what reads like a control token in a text is text.
+    encoded = tokenizer(texts, truncation=True, max_length=limit, split_special_tokens=True)["input_ids"]
     # A tokenizer without special tokens gives none at all for an empty text, which no model reads.
     return [tokens or [tokenizer.pad_token_id] for tokens in encoded]
 
 
 def _load_embedded(folder: Path, device: str) -> Mapper:
     """all-MiniLM-L6-v2 with the adapter merged into it, pooling, and a linear head."""
-    import torch
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors.torch import load_file
-
     files = [folder / name for name in EMBEDDED_FILES]
     for path in files:
         if not path.is_file():
@@ -210,9 +192,6 @@ def _load_embedded(folder: Path, device: str) -> Mapper:
 
 def _load_classifier(name: str, folder: Path, device: str) -> Mapper:
     """A transformers sequence classifier in a local folder; its columns are brought into GoEmotions order."""
-    import torch
-    import transformers
-
     with _loading(folder):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         columns = _columns(config.id2label, name)
@@ -223,9 +202,6 @@ def _load_classifier(name: str, folder: Path, device: str) -> Mapper:
         )
         if report["missing_keys"]:
             raise ValueError(f"weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
-        # transformers would make up an empty tokenizer in place of a missing one.
-        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-            raise ValueError(f"it has no tokenizer, none of {', '.join(TOKENIZER_FILES)}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             raise ValueError("its tokenizer has no padding token")
@@ -238,12 +214,18 @@ def _load_classifier(name: str, folder: Path, device: str) -> Mapper:
         ids, mask = (tensor.to(device) for tensor in pad(token_ids, tokenizer.pad_token_id))
         return model(input_ids=ids, attention_mask=mask).logits[:, columns]
 
-    return Mapper(
+    mapper = Mapper(
         folder.resolve().name if Path(name).is_dir() else name,
         classifier_hash(folder),
         lambda texts: _token_ids(tokenizer, texts, limit),
         logits,
     )
+    texts = ["Thank you so much for all the help!", "no"]
+    if not np.allclose(mapper(texts), np.concatenate([mapper([text]) for text in texts]), atol=1e-3):
+        raise InputError(
+            f"mapper {mapper.name}: a text's vector depends on the texts beside it (it reads padding); choose another"
+        )
+    return mapper
 
 
 def _columns(id2label: dict[int, str], name: str) -> list[int]:
@@ -278,17 +260,12 @@ def _hash_of_files(paths: Sequence[Path]) -> str:
 @contextmanager
 def _loading(folder: Path) -> Iterator[None]:
     """Silences transformers' progress bars and reports; what it raises becomes an InputError that names the folder."""
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"mapper {folder}: cannot be loaded ({reason}); restore its files") from error
+        with one_line(f"mapper {folder}: cannot be loaded", "restore its files"):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -12,11 +12,20 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from math import cos, pi
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+import tyro
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
+from torch.nn import functional
+from tqdm import tqdm
 
 from experiment.errors import InputError
 from experiment.files import ROOT, replace_atomically, sha256_file
@@ -37,9 +46,6 @@ from point_in_space_sim.mapper import (
     pad,
     pool,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,8 @@ def one_cycle(progress: float, peak: float) -> float:
     return peak * min(progress / 0.1, (1 + cos(pi * max(progress - 0.1, 0) / 0.9)) / 2)
 
 
-def build_model(settings: Settings) -> "tuple[Any, torch.nn.Linear, Any]":
+def build_model(settings: Settings) -> tuple[Any, torch.nn.Linear, Any]:
     """(encoder with a fresh LoRA adapter, linear head, function texts -> token ids)."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
     torch.manual_seed(settings.seed)
     # Random masks for all hidden states would take a third of a step; the pooled vector's dropout costs nothing.
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -128,20 +131,16 @@ def build_model(settings: Settings) -> "tuple[Any, torch.nn.Linear, Any]":
     return get_peft_model(encoder, lora), head, tokenize
 
 
-def pooled(encoder: Any, token_ids: TokenIds, bfloat16: bool) -> "torch.Tensor":
+def pooled(encoder: Any, token_ids: TokenIds, bfloat16: bool) -> torch.Tensor:
     """The pooled vectors (texts, width) of one batch, float32."""
-    import torch
-
     ids, mask = pad(token_ids)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     return pool(hidden, mask)
 
 
-def predict(encoder: Any, head: "torch.nn.Linear", token_ids: TokenIds) -> np.ndarray:
+def predict(encoder: Any, head: torch.nn.Linear, token_ids: TokenIds) -> np.ndarray:
     """Logits (texts, 28) of all texts, computed in float32."""
-    import torch
-
     encoder.eval()
     with torch.inference_mode():
         return in_batches_of_like_length(lambda batch: head(pooled(encoder, batch, bfloat16=False)), token_ids)
@@ -149,8 +148,6 @@ def predict(encoder: Any, head: "torch.nn.Linear", token_ids: TokenIds) -> np.nd
 
 def scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Macro-F1 and micro-F1 at probability 0.5 and mean average precision of logits against 0/1 labels (texts, 28)."""
-    from sklearn.metrics import average_precision_score, f1_score
-
     return {
         "macro-F1": f1_score(labels, predicted > 0, average="macro", zero_division=0),
         "micro-F1": f1_score(labels, predicted > 0, average="micro", zero_division=0),
@@ -161,19 +158,13 @@ def scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def train(
     settings: Settings,
     encoder: Any,
-    head: "torch.nn.Linear",
+    head: torch.nn.Linear,
     token_ids: TokenIds,
     labels: np.ndarray,
     dev_token_ids: TokenIds,
     dev_labels: np.ndarray,
 ) -> float:
     """Trains adapter and head in place, with a checkpoint an epoch; returns the seconds of all its sessions."""
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-    from torch.nn import functional
-    from tqdm import tqdm
-
     # From each label's frequency the head need not learn it first.
     frequency = torch.from_numpy(labels.mean(axis=0)).clamp(1e-4, 1 - 1e-4)
     head.bias.data.copy_(frequency.logit())
@@ -266,11 +257,8 @@ def best_f1_shift(logits: np.ndarray, labels: np.ndarray, generator: np.random.G
     return shift
 
 
-def save(settings: Settings, encoder: Any, head: "torch.nn.Linear") -> None:
+def save(settings: Settings, encoder: Any, head: torch.nn.Linear) -> None:
     """Writes the adapter in PEFT's own format (in half precision) and the head."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
     with tempfile.TemporaryDirectory() as folder:
         # Without the last argument peft would look the base model up on the hub.
         encoder.save_pretrained(folder, save_embedding_layers=False)
@@ -302,8 +290,6 @@ def label_table(
     radii: dict[str, list[float]],
 ) -> str:
     """A Markdown table, one row a label; `test` and `held_out` are (probabilities, 0/1 labels), both (texts, 28)."""
-    from sklearn.metrics import average_precision_score, precision_recall_fscore_support
-
     precision, recall, f1, count = precision_recall_fscore_support(test[1], test[0] > 0.5, zero_division=0)
     average_precision = average_precision_score(test[1], test[0], average=None)
     first = held_out[0].argmax(axis=1)
@@ -347,8 +333,6 @@ def model_card(
     held_out: list[Row],
 ) -> str:
     """The README of the mapper in `settings.output_dir`, with everything measured on the files as they were saved."""
-    from importlib.metadata import version
-
     mapper = load_mapper(str(settings.output_dir))
     labels = {name: label_matrix(rows) for name, rows in splits.items()}
     own_labels = label_matrix(held_out)
@@ -459,8 +443,6 @@ def logit(probabilities: np.ndarray) -> np.ndarray:
 
 
 def main(settings: Settings) -> None:
-    import torch
-
     if min(settings.epochs, settings.batch_size, settings.rank) < 1 or not 0 <= settings.dropout < 1:
         raise InputError("epochs, batch_size and rank must be at least 1, dropout within [0, 1)")
     splits = {name: read_goemotions(settings.goemotions / f"{name}.tsv") for name in ("train", "dev", "test")}
@@ -481,8 +463,6 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
     try:
         main(tyro.cli(Settings, description=__doc__))
     except InputError as error:

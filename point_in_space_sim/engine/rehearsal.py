@@ -1,0 +1,46 @@
+"""A trial of all that a run will ask of its models, before anything is written."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from experiment.errors import InputError
+from point_in_space_sim.engine.base_model import BaseModel
+from point_in_space_sim.engine.fine_tuning import encode_comment, tune
+from point_in_space_sim.engine.guard import one_line
+from point_in_space_sim.engine.sampling import sample_comments
+from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
+from point_in_space_sim.mapper import Mapper
+
+
+def rehearse(
+    base: BaseModel, mapper: Mapper, texts: Sequence[str], tuning: TuningSettings, sampling: SamplingSettings
+) -> None:
+    """Tunes a step on the longest text, samples a few tokens of two comments, and maps both.
+
+    Raises InputError, in one line, where the base model or the mapper cannot do it. No random stream moves.
+    """
+    comments = [encode_comment(base, text) for text in texts]
+    longest = max(range(len(texts)), key=lambda i: len(comments[i]))
+    if (highest := max(map(max, comments))) >= base.vocabulary:
+        raise InputError(
+            f"the base model {base.name}: its tokenizer gives the token {highest} for a comment, the model only has "
+            f"{base.vocabulary}; resize its embeddings to the tokenizer's and save it again"
+        )
+    # fork_rng puts torch's own generators back; every other stream is made from a seed.
+    with torch.random.fork_rng(), one_line(f"the base model {base.name}: cannot be used", "choose another"):
+        _read_longest_sample(base, comments[longest], sampling)
+        adapter = tune(base, [texts[longest]], replace(tuning, epochs=1, batch_size=1), seed=0)
+        written = sample_comments(
+            base, 2, 0, replace(sampling, max_new_tokens=min(2, sampling.max_new_tokens)), adapter
+        )
+    mapper(written.texts)
+
+
+def _read_longest_sample(base: BaseModel, comment: list[int], sampling: SamplingSettings) -> None:
+    """A model may have fewer positions than the longest sample takes; plain layers count them without end."""
+    if not base.has_plain_layers:
+        tokens = [*base.prompt, *comment * (1 + sampling.max_new_tokens // len(comment))]
+        with torch.no_grad():
+            base.model(torch.tensor([tokens[: len(base.prompt) + sampling.max_new_tokens]], device=base.device))
