@@ -1,8 +1,9 @@
 """The experiment: targets, games, tables, figures and the report."""
 
 import json
-import re
+import shutil
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,39 +14,36 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from experiment.command_line import NOT_IDENTITY
+from experiment.command_line import NOT_IDENTITY, naming, tell
+from experiment.errors import InputError
 from experiment.files import ROOT
 from experiment.report import finish_with_report
-from experiment.run_folder import RunFolder, hash_of, open_run, shared_path
-from point_in_space_sim import plots, results
-from point_in_space_sim.corpus import EMOTIONS, Corpus, load_corpus
+from experiment.run_folder import RunFolder, open_run, shared_path
+from experiment.tables import write_table
+from point_in_space_sim import results
+from point_in_space_sim.corpus import Corpus, load_corpus
 from point_in_space_sim.engine.assets import cache_folder
-from point_in_space_sim.engine.base_model import pick_device
+from point_in_space_sim.engine.base_model import BaseModel, pick_device
 from point_in_space_sim.engine.fine_tuning import write_chat_jsonl
+from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
+from point_in_space_sim.engine.rehearsal import rehearse
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
-from point_in_space_sim.engine.variants import (
-    Workshop,
-    cached_base_model,
-    discard_weights,
-    fulfil_requests,
-    planned_cost,
-    return_memory,
-)
-from point_in_space_sim.mapper import ROBERTA, Mapper, load_mapper, map_texts
-from point_in_space_sim.protocols import Averaged, Game, Tuned, play
+from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfil, return_memory
+from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
+from point_in_space_sim.plots import write_figures
+from point_in_space_sim.protocols import Draw, Game, Work, play, work_of
 from point_in_space_sim.report_page import report_page
-from point_in_space_sim.results import DRAWS, MODEL, answer_in_words, read_csv
-from point_in_space_sim.settings import Settings, check_settings, target_names
+from point_in_space_sim.settings import Settings, check_settings, played, target_names
 from point_in_space_sim.target import (
-    Neighbourhood,
     Target,
     emotion_target,
     find_neighbourhood,
     mixture_target,
     parse_mixture,
-    planned_work,
     text_target,
 )
+
+RESULTS = ROOT / "results" / "point_in_space_sim"
 
 # SmolLM2-135M on one core that multiplies matrices at 100 GFLOP/s: seconds a comment and epoch, seconds a sample; and
 # seconds to load the models, and to start other processes that do.
@@ -53,10 +51,95 @@ SECONDS_TUNED, SECONDS_SAMPLED, REFERENCE_RATE = 0.11, 0.09, 100e9
 SECONDS_TO_START, SECONDS_TO_START_WORKERS = 12, 15
 
 
-def estimated_seconds(settings: Settings) -> float:
-    """From the number of comments tuned on and sampled, and a measurement of this machine's matrix products."""
+def main(settings: Settings) -> None:
+    check_settings(settings)
+    folder = settings.output_dir or RESULTS / settings.preset
+    seeds = range(settings.seed, settings.seed + settings.num_seeds)
+    protocols = played(settings)
+    work = work_of(protocols, settings.neighbours, settings.generations, settings.variants, settings.samples)
+    tell(plan(settings, work))
+    if settings.dry_run:
+        tell(f"results would go to {folder}")
+        return
 
-    tuned, sampled = planned_work(settings.neighbours, settings.generations, settings.variants, settings.samples)
+    with naming("--device"):
+        device = str(pick_device(settings.device))
+    with naming("--corpus"):
+        corpus = load_corpus(settings.corpus)
+    with naming(f"--mapper {settings.mapper}"):
+        mapper = load_mapper(settings.mapper, device)
+        vectors = map_texts(mapper, corpus.texts, cache_folder() / "vectors")
+        targets = targets_of(settings, corpus, mapper, vectors)
+    with naming("--neighbours"):
+        neighbourhoods = [find_neighbourhood(target, vectors, settings.neighbours) for target in targets]
+    tuning, sampling = tuned_settings(settings)
+    with naming(f"--base-model {settings.base_model}"):
+        base = cached_base_model(settings.base_model, device, settings.prompt)
+        nearby = [corpus.texts[i] for near in neighbourhoods for i in near.members]
+        rehearse(base, mapper, nearby, tuning, sampling)
+        identity = identity_of(settings, tuning, sampling, base, mapper, corpus)
+    if settings.jobs > 1:
+        # The workers load their own.
+        cached_base_model.cache_clear()
+    del base
+    return_memory()
+
+    games = {
+        Game(
+            near.target.name,
+            tuple(corpus.texts[i] for i in near.members),
+            near.centroid if settings.choose_by == "centroid" else near.target.vector,
+            seed,
+            settings.generations,
+            settings.variants,
+        ): near
+        for near in neighbourhoods
+        for seed in seeds
+    }
+    with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
+        if run.finished and is_complete(run.path, [target.name for target in targets], seeds):
+            tell(f"{', '.join(target_names(settings))}: finished before, nothing to do")
+            summary = results.read_table(run.path, "summary")
+        else:
+            engine = Engine(
+                base_model=settings.base_model,
+                prompt=settings.prompt,
+                device=device,
+                tuning=tuning,
+                sampling=sampling,
+                samples=settings.samples,
+                scratch=Path(),
+                kept=run.path / "adapters",
+            )
+            missing = [game for game in games if results.load_game(saved(run.path, game)) is None]
+            for game, drawn in play_all(run, engine, mapper, missing, protocols, work, settings.jobs):
+                write_training(drawn, run.path / "training", game.name, settings.prompt)
+                tables = results.game_tables(games[game], corpus.texts, vectors, game.seed, drawn)
+                results.save_game(saved(run.path, game), tables)
+                shutil.rmtree(run.part_path(game.name))
+            summary = write_results(run, seeds, Path(settings.base_model).name, mapper.name, sources_of(settings))
+    tell(f"results in {folder}: {results.answer_in_words(summary)}")
+
+
+def plan(settings: Settings, work: Work) -> str:
+    """The first line of a run: what, on what, how long."""
+    targets = target_names(settings)
+    names = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets"
+    seconds = estimated_seconds(work, settings.epochs, len(targets) * settings.num_seeds, settings.jobs)
+    protocols = ", ".join(
+        f"multi ({settings.generations} x {settings.variants})" if name == "multi" else name
+        for name in played(settings)
+        if name != "base"
+    )
+    return (
+        f"{names}; {settings.num_seeds} seed{'s' * (settings.num_seeds > 1)}; {protocols}; {settings.base_model} tuned "
+        f"by {settings.tuning} on {settings.corpus} comments, mapper {settings.mapper}; {settings.jobs} at once on "
+        f"{settings.device}; {in_words(seconds)}"
+    )
+
+
+def estimated_seconds(work: Work, epochs: int, games: int, jobs: int) -> float:
+    """From the number of comments tuned on and sampled, and a measurement of this machine's matrix products."""
     matrix = np.ones((768, 768), dtype=np.float32)
     with threadpool_limits(1):
         rate = 0.0
@@ -64,15 +147,9 @@ def estimated_seconds(settings: Settings) -> float:
             start = time.perf_counter()
             matrix @ matrix
             rate = max(rate, 2 * 768**3 / (time.perf_counter() - start))
-    work = (tuned * settings.epochs * SECONDS_TUNED + sampled * SECONDS_SAMPLED) * len(target_names(settings))
-    work *= settings.num_seeds / min(settings.jobs, most_at_once(settings))
-    start = SECONDS_TO_START + SECONDS_TO_START_WORKERS * (settings.jobs > 1)
-    return (start + work) * REFERENCE_RATE / rate
-
-
-def most_at_once(settings: Settings) -> int:
-    """Models that a step has to tune: the competition's, those of the average, and the random pick's."""
-    return 2 * settings.variants + 1
+    a_game = (work.tuned * epochs * SECONDS_TUNED + work.sampled * SECONDS_SAMPLED) / min(jobs, work.at_once)
+    start = SECONDS_TO_START + SECONDS_TO_START_WORKERS * (jobs > 1)
+    return (start + games * a_game) * REFERENCE_RATE / rate
 
 
 def in_words(seconds: float) -> str:
@@ -82,15 +159,13 @@ def in_words(seconds: float) -> str:
     return f"about {max(5, round(seconds, -1)):.0f} seconds"
 
 
-def plan(settings: Settings, targets: list[str]) -> str:
-    """The first line of a run: what, on what, how long."""
-    names = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets"
-    return (
-        f"{names}; {settings.num_seeds} seed{'s' * (settings.num_seeds > 1)}; single, multi "
-        f"({settings.generations} x {settings.variants}), sequential, averaged; {settings.base_model} tuned by "
-        f"{settings.tuning} on {settings.corpus} comments, mapper {settings.mapper}; {settings.jobs} at once on "
-        f"{settings.device}; {in_words(estimated_seconds(settings))}"
-    )
+def targets_of(settings: Settings, corpus: Corpus, mapper: Mapper, vectors: np.ndarray) -> list[Target]:
+    if settings.target_text is not None:
+        text = " ".join(settings.target_text.split())
+        return [text_target(text, mapper([text])[0], corpus.texts)]
+    if settings.target_emotions is not None:
+        return [mixture_target(parse_mixture(settings.target_emotions))]
+    return [emotion_target(emotion, vectors) for emotion in target_names(settings)]
 
 
 def tuned_settings(settings: Settings) -> tuple[TuningSettings, SamplingSettings]:
@@ -100,201 +175,115 @@ def tuned_settings(settings: Settings) -> tuple[TuningSettings, SamplingSettings
     return TuningSettings(method=settings.tuning, **given(TuningSettings)), SamplingSettings(**given(SamplingSettings))
 
 
-def main(settings: Settings) -> None:
-    check_settings(settings)
-    output_dir = settings.output_dir or ROOT / "results" / "point_in_space_sim" / settings.preset
-    tuning, sampling = tuned_settings(settings)
-    print(plan(settings, target_names(settings)), flush=True)
-    if settings.dry_run:
-        print(f"results would go to {output_dir}")
-        return
-
-    corpus = load_corpus(settings.corpus)
-    device = str(pick_device(settings.device))
-    mapper = load_mapper(settings.mapper, device)
-    vectors = map_texts(mapper, corpus.texts, cache_folder() / "vectors")
-    neighbourhoods = [
-        find_neighbourhood(target, vectors, settings.neighbours)
-        for target in targets(settings, corpus, mapper, vectors)
-    ]
-    base = cached_base_model(settings.base_model, device)
-    identity = {
-        # Targets are no part of it: other ones are added to the run that the folder holds.
-        **{
-            name: value
-            for name, value in asdict(settings).items()
-            if name not in (*NOT_IDENTITY, "preset", "emotions", "target_text", "target_emotions", "dry_run")
-        },
+def identity_of(
+    settings: Settings,
+    tuning: TuningSettings,
+    sampling: SamplingSettings,
+    base: BaseModel,
+    mapper: Mapper,
+    corpus: Corpus,
+) -> dict[str, Any]:
+    """All that decides a game's results. Targets are no part of it: other ones are added to the folder's run."""
+    skipped = (*NOT_IDENTITY, "preset", "emotions", "target_text", "target_emotions", "dry_run")
+    return {
+        **{name: value for name, value in asdict(settings).items() if name not in skipped},
         **asdict(tuning),
         **asdict(sampling),
         "tuning": tuning.method,
-        "device": device.partition(":")[0],
+        "protocols": played(settings),
+        "device": base.device.type,
         "dtype": str(base.dtype).removeprefix("torch."),
+        "rendered_prompt": base.rendered_prompt,
         "mapper": mapper.name,
         "mapper_sha256": mapper.sha256,
         "base_model_sha256": base.sha256,
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
     }
-    workshop = Workshop(
-        base_model=settings.base_model,
-        device=device,
-        tuning=tuning,
-        sampling=sampling,
-        samples=settings.samples,
-        parts=Path(),
-        adapters=Path(),
-        prefix="",
-    )
-    if settings.jobs > 1:
-        # The workers load their own.
-        cached_base_model.cache_clear()
-    del base
-    return_memory()
-    with open_run(output_dir, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
-        summary = play_all(settings, run, workshop, neighbourhoods, corpus, vectors, mapper)
-    print(f"results in {output_dir}: {answer_in_words(summary)}")
 
 
-def targets(settings: Settings, corpus: "Corpus", mapper: "Mapper", vectors: Any) -> "list[Target]":
+def sources_of(settings: Settings) -> dict[str, str]:
+    """Where models and corpus were read from, for run.json: a name, or a path."""
+    sources = {"base_model": settings.base_model, "mapper": settings.mapper, "corpus": settings.corpus}
+    return {name: shared_path(Path(source)) if Path(source).exists() else source for name, source in sources.items()}
 
-    if settings.target_text is not None:
-        text = " ".join(settings.target_text.split())
-        return [text_target(text, mapper([text])[0], corpus.texts)]
-    if settings.target_emotions is not None:
-        return [mixture_target(parse_mixture(settings.target_emotions))]
-    return [emotion_target(emotion, vectors) for emotion in target_names(settings)]
+
+def saved(folder: Path, game: Game) -> Path:
+    """The file of a finished game, which is never played again."""
+    return folder / "games" / f"{game.name}.npz"
+
+
+def is_complete(folder: Path, targets: Sequence[str], seeds: Sequence[int]) -> bool:
+    """Whether a finished run's tables hold all of the targets, and all that its games do.
+
+    Raises InputError where they lack a target, and the folder was handed on without the games that they came from.
+    """
+    recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["emotions"]
+    games = results.finished_targets(folder / "games", seeds)
+    if gone := [name for name in recorded if name not in games]:
+        if set(targets) <= set(recorded):
+            return True
+        raise InputError(
+            f"{folder}: holds a run whose games (games/) of {', '.join(gone)} are not here, so no target can be added; "
+            "choose another folder"
+        )
+    return set(targets) <= set(recorded) and set(games) == set(recorded)
 
 
 def play_all(
-    settings: Settings,
-    run: "RunFolder",
-    workshop: "Workshop",
-    neighbourhoods: "list[Neighbourhood]",
-    corpus: "Corpus",
-    vectors: Any,
-    mapper: "Mapper",
-) -> "pd.DataFrame":
-    """Plays every target and seed that the folder does not hold yet, and writes all files. Gives the summary."""
-
-    tables, _ = held_tables(run.path) if run.finished else ({}, [])
-    parts = [
-        f"{slug(n.target.name)}-seed-{seed}"
-        for n in neighbourhoods
-        for seed in range(settings.seed, settings.seed + settings.num_seeds)
-    ]
-    held = list(tables["summary"]["emotion"]) if tables else []
-    missing = [neighbourhood for neighbourhood in neighbourhoods if neighbourhood.target.name not in held]
-    names = [neighbourhood.target.name for neighbourhood in missing]
-    if not missing:
-        print(f"{', '.join(n.target.name for n in neighbourhoods)}: finished before, nothing to do", flush=True)
-        return tables["summary"]
-    comments, draws = [tables["comments"]] if tables else [], [tables["draws"]] if tables else []
-    nearby = [tables["neighbourhoods"]] if tables else []
-    games = [
-        Game(
-            n.target.name,
-            tuple(corpus.texts[i] for i in n.members),
-            n.centroid,
-            seed,
-            settings.generations,
-            settings.variants,
-        )
-        for n in missing
-        for seed in range(settings.seed, settings.seed + settings.num_seeds)
-    ]
-    cost = planned_cost(games[0], workshop)
-    with tqdm(total=round(cost * len(games)), unit=" comments", dynamic_ncols=True, smoothing=0.05) as progress:
+    run: RunFolder,
+    engine: Engine,
+    mapper: Mapper,
+    games: Sequence[Game],
+    protocols: Sequence[str],
+    work: Work,
+    jobs: int,
+) -> Iterator[tuple[Game, list[tuple[Draw, Sampled]]]]:
+    """The games with the samples that were drawn in them, as they are finished; with a progress bar."""
+    cost = work.tuned * engine.tuning.epochs + work.sampled
+    with tqdm(
+        total=cost * len(games), unit=" comments", dynamic_ncols=True, smoothing=0.05, disable=not games
+    ) as progress:
         for done, game in enumerate(games, start=1):
-            name = f"{slug(game.target)}-seed-{game.seed}"
             progress.set_description(f"{game.target}, seed {game.seed}")
-            own = replace(workshop, parts=run.part_path(name), adapters=run.path / "adapters", prefix=name)
+            own = replace(engine, scratch=run.part_path(game.name))
             # More workers than a step has models would only take memory.
-            jobs = min(settings.jobs, most_at_once(settings))
+            make = partial(fulfil, own, mapper, jobs=min(jobs, work.at_once), advance=progress.update)
             with run.stage("tuning and sampling"):
-                drawn = play(game, partial(fulfil_requests, own, game, mapper, jobs, progress))
-                write_training(drawn, run.path / "training", name)
-                discard_weights(own)
-            comments.append(results.comment_table(game.target, game.seed, drawn))
-            draws.append(results.draw_table(game.target, game.seed, drawn))
-            # What was done before, and what protocols happened to share.
-            progress.update(cost * done - progress.n)
-    nearby += [results.neighbourhood_table(n, corpus.texts, vectors) for n in missing]
-    # What auto came to.
-    own_mapper = {"auto": "roberta" if mapper.name == ROBERTA else "embedded"}.get(settings.mapper, settings.mapper)
-    sources = {"base_model": workshop.base_model, "mapper": own_mapper, "corpus": settings.corpus}
-    sources = {name: shared_path(Path(source)) if Path(source).exists() else source for name, source in sources.items()}
-    facts = {"sources": sources}
-    return write_results(run, workshop, [*held, *names], comments, draws, nearby, mapper.name, facts)
+                drawn = play(game, make, protocols)
+            yield game, drawn
+            # What was done before, and what protocols happened to share, is no work.
+            progress.total = progress.n + cost * (len(games) - done)
+            progress.refresh()
 
 
-def held_tables(path: Path) -> "tuple[dict[str, pd.DataFrame], list[list[str]]]":
-    """The tables of a finished run, without rows of a target whose addition was interrupted (run.json comes last),
-    and the commands that made it."""
-
-    record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    complete = record["emotions"]
-    tables = {name: read_csv(path / f"{name}.csv") for name in ("comments", "generations", "neighbourhoods", "summary")}
-    tables = {name: table[table["emotion"].isin(complete)].reset_index(drop=True) for name, table in tables.items()}
-    commands = [*record.get("earlier_commands", []), record["command"]]
-    return {**tables, "draws": tables["generations"][MODEL + DRAWS]}, commands
-
-
-def write_training(drawn: Any, folder: Path, prefix: str) -> None:
+def write_training(drawn: Sequence[tuple[Draw, Sampled]], folder: Path, prefix: str, prompt: str) -> None:
     """What each variant was tuned on, as chat messages: one file a variant."""
-
     for draw, _ in drawn:
         models = draw.model.models if isinstance(draw.model, Averaged) else (draw.model,)
         for variant, model in enumerate(models, start=1):
             if isinstance(model, Tuned):
                 variant = variant if isinstance(draw.model, Averaged) else draw.variant
                 name = f"{prefix}-{draw.protocol}-{draw.generation}-variant-{variant}.jsonl"
-                write_chat_jsonl(model.texts, folder / name)
+                write_chat_jsonl(model.texts, folder / name, prompt)
 
 
 def write_results(
-    run: "RunFolder",
-    workshop: "Workshop",
-    names: list[str],
-    comment_tables: "list[pd.DataFrame]",
-    draw_tables: "list[pd.DataFrame]",
-    neighbourhood_tables: "list[pd.DataFrame]",
-    mapper: str,
-    facts: dict[str, Any],
-) -> "pd.DataFrame":
-    """All of the run's tables, figures and pages, and run.json last: the mark that they are complete."""
+    run: RunFolder, seeds: Sequence[int], base_model: str, mapper: str, sources: dict[str, str]
+) -> pd.DataFrame:
+    """All of the run's tables, figures and pages from its finished games, and run.json last: they are complete.
 
-    names = [*(emotion for emotion in EMOTIONS if emotion in names), *sorted(set(names) - set(EMOTIONS))]
-
-    def together(tables: "list[pd.DataFrame]") -> "pd.DataFrame":
-        # In the emotions' order, in whatever order they were run.
-        table = pd.concat(tables, ignore_index=True)
-        order = table["emotion"].map(names.index).sort_values(kind="stable").index
-        return table.loc[order].reset_index(drop=True)
-
+    base_model, mapper: their names. Gives the summary.
+    """
     with run.stage("tables"):
-        comments, draws, neighbourhoods = map(together, (comment_tables, draw_tables, neighbourhood_tables))
-        generations = results.generation_table(comments, draws, neighbourhoods)
-        summary = results.summary_table(comments, generations, neighbourhoods)
-        for name, table in (
-            ("comments", comments),
-            ("generations", generations),
-            ("neighbourhoods", neighbourhoods),
-            ("summary", summary),
-        ):
-            results.write_csv(table, run.path / f"{name}.csv")
+        targets = results.finished_targets(run.path / "games", seeds)
+        tables = results.run_tables(list(targets.values()))
+        for name, table in tables.items():
+            write_table(table, run.path, name)
     with run.stage("figures"):
-        seeds = comments["seed"].nunique()
-        caption = f"base model {Path(workshop.base_model).name}, mapper {mapper}, {seeds} seed{'s' * (seeds > 1)}"
-        plots.write_figures(run.path, comments, generations, neighbourhoods, summary, caption)
-    page = report_page(comments, generations, neighbourhoods, summary, Path(workshop.base_model).name, mapper)
-    answer = results.overall(summary)
-    finish_with_report(run, page, emotions=names, answer=answer, **facts)
-    return summary
-
-
-def slug(name: str) -> str:
-    """The target's name as a file name."""
-
-    words = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-    return name if name in EMOTIONS else f"{words}-{hash_of(name)[:6]}"
+        caption = f"base model {base_model}, mapper {mapper}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+        write_figures(run.path, **tables, caption=caption)
+    page = report_page(**tables, base_model=base_model, mapper=mapper)
+    answer = results.overall(tables["summary"])
+    finish_with_report(run, page, emotions=list(targets), answer=answer, sources=sources)
+    return tables["summary"]

@@ -1,4 +1,7 @@
-"""A run's figures and its page of sampled comments, from the run's tables."""
+"""A run's figures and its page of sampled comments, from the run's tables.
+
+Protocols have their colour and marker by their place in the registry; all else about them comes from there too.
+"""
 
 import textwrap
 from collections.abc import Sequence
@@ -10,35 +13,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Ellipse, Patch
 
-from experiment.figures import COLOURS, new_figure, save_figure
+from experiment.figures import COLOURS, MARKERS, new_figure, save_figure
 from experiment.files import replace_atomically
 from experiment.statistics import mean_interval
 from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.protocols import PROTOCOLS
+from point_in_space_sim.results import comparisons, ends_of, played, published
 
-COLOUR = {
-    "base": "#7F7F7F",
-    "single": COLOURS[1],
-    "multi": COLOURS[0],
-    "sequential": COLOURS[2],
-    "averaged": COLOURS[3],
-}
-MARKER = {"base": "P", "single": "o", "multi": "s", "sequential": "^", "averaged": "D"}
-LONG = {
-    "base": "base model",
-    "single": "single model",
-    "multi": "multi: best of the variants",
-    "sequential": "control: a random part, no competition",
-    "averaged": "control: adapters averaged",
-}
-
-# Crowd-SFT (arXiv 2506.04063): gpt-3.5-turbo tuned through an API, RoBERTa mapper, mean over 28 emotions.
-PUBLISHED_SINGLE, PUBLISHED_MULTI = 0.609, 0.448
-PUBLISHED_REDUCTION = {"nervousness": 5.2, "gratitude": 78.5}
-PUBLISHED_MEAN_REDUCTION = 28.5
-PUBLISHED = "published (gpt-3.5-turbo, RoBERTa mapper)"
 COMMENTS_SHOWN = 8
+GREY = "#666666"
+INTERVAL_OF_MEAN = 5.991  # the 0.95 quantile of chi-square with two degrees of freedom
+
+
+def colour_of(protocol: str) -> str:
+    return (GREY, *COLOURS)[list(PROTOCOLS).index(protocol) % (len(COLOURS) + 1)]
+
+
+def marker_of(protocol: str) -> str:
+    return MARKERS[list(PROTOCOLS).index(protocol) % len(MARKERS)]
 
 
 def write_figures(
@@ -52,7 +46,7 @@ def write_figures(
     """All figures as .png and .pdf, and comments.md. caption: base model, mapper and so on, named on each."""
     figures = {
         "distances": distances_figure(comments, neighbourhoods),
-        "single_against_multi": single_against_multi_figure(summary),
+        "single_against_multi": single_against_multi_figure(summary, published()),
         "movement": movement_figure(comments, neighbourhoods),
         "controls": controls_figure(summary),
         "selection": selection_figure(generations),
@@ -71,9 +65,9 @@ def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fi
     """
     report = comments[comments["role"] == "report"]
     emotions = list(dict.fromkeys(comments["emotion"]))
-    figure, panels = _panels(emotions, height=2.5)
+    figure, panels = _panels(emotions, height=2.7)
     groups = list(dict.fromkeys(zip(report["protocol"], report["generation"], strict=True)))
-    groups.sort(key=lambda group: (list(COLOUR).index(group[0]), group[1]))
+    groups.sort(key=lambda group: (list(PROTOCOLS).index(group[0]), group[1]))
     positions, position = [], 0.0
     for i, (protocol, _) in enumerate(groups):
         position += 1.0 if i == 0 or protocol == groups[i - 1][0] else 1.6
@@ -86,308 +80,325 @@ def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fi
         axes.axhline(spread.median(), color="#555555", linewidth=1.0)
         for (protocol, generation), at in zip(groups, positions, strict=True):
             values = own[(own["protocol"] == protocol) & (own["generation"] == generation)]["distance"]
+            colour = colour_of(protocol)
             axes.boxplot(
                 values,
                 positions=[at],
                 widths=0.75,
                 patch_artist=True,
                 showmeans=True,
-                boxprops={"facecolor": COLOUR[protocol], "alpha": 0.55, "edgecolor": COLOUR[protocol]},
+                boxprops={"facecolor": colour, "alpha": 0.55, "edgecolor": colour},
                 medianprops={"color": "black", "linewidth": 1.2},
-                whiskerprops={"color": COLOUR[protocol]},
-                capprops={"color": COLOUR[protocol]},
-                flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": COLOUR[protocol], "alpha": 0.6},
-                meanprops={
-                    "marker": "D",
-                    "markersize": 3,
-                    "markerfacecolor": "white",
-                    "markeredgecolor": "black",
-                    "markeredgewidth": 0.7,
-                },
+                whiskerprops={"color": colour},
+                capprops={"color": colour},
+                flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": colour, "alpha": 0.6},
+                meanprops=_open_mark("D", 3),
             )
         axes.set_title(_short(emotion))
         axes.set_xticks(positions, [_tick(protocol, generation, sizes) for protocol, generation in groups])
-        axes.tick_params(axis="x", labelsize=7, rotation=90)
+        axes.tick_params(axis="x", labelsize=6.5, rotation=90)
         axes.grid(visible=False, axis="x")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * report["distance"].max())
     for axes in panels[:: _columns(emotions)]:
-        axes.set_ylabel("distance to centroid")
+        axes.set_ylabel("distance to centroid (L2)")
     handles: list[Any] = [
-        Patch(facecolor=COLOUR[name], alpha=0.55, label=LONG[name])
+        Patch(facecolor=colour_of(name), alpha=0.55, label=PROTOCOLS[name].title)
         for name in dict.fromkeys(name for name, _ in groups)
     ]
     handles.append(Patch(facecolor="#999999", alpha=0.35, label="neighbourhood: median, quartiles"))
-    handles.append(
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            marker="D",
-            markersize=4,
-            markerfacecolor="white",
-            markeredgecolor="black",
-            label="mean",
-        )
-    )
+    handles.append(Line2D([], [], linestyle="", label="mean", **_open_mark("D", 4)))
     figure.legend(handles=handles, loc="outside upper center", ncols=_legend_columns(emotions), fontsize=7.5)
     return figure
 
 
-def single_against_multi_figure(summary: pd.DataFrame) -> Figure:
-    """Left: distances with one model and with competition, sorted by the reduction (right); published ones beside."""
-    table = summary.sort_values("reduction_percent", ignore_index=True)
-    mean_at = len(table)
-    figure, (axes_row,) = new_figure(1, 2, width=7.2, height=1.7 + 0.26 * (len(table) + 1), sharey=True)
-    left, right = axes_row
-    rows = np.arange(len(table))
-    for protocol, shift in (("single", 0.12), ("multi", -0.12)):
-        values = table[f"{protocol}_distance"]
-        errors = _errors(values, table[f"{protocol}_low"], table[f"{protocol}_high"])
-        left.errorbar(
-            values,
-            rows + shift,
-            xerr=errors,
-            fmt=MARKER[protocol],
-            color=COLOUR[protocol],
-            markersize=4.5,
-            linewidth=1.2,
-            label=f"{LONG[protocol].partition(':')[0]}, ours",
-        )
-    left.scatter(
-        table["neighbourhood_distance"], rows, marker="|", s=60, color="#555555", label="neighbourhood's own mean"
-    )
-    for protocol, value, shift in (("single", PUBLISHED_SINGLE, 0.12), ("multi", PUBLISHED_MULTI, -0.12)):
-        if len(summary) > 1:
-            _mean_over_targets(
-                left, summary[f"{protocol}_distance"], mean_at + shift, MARKER[protocol], COLOUR[protocol]
+def single_against_multi_figure(summary: pd.DataFrame, study: pd.DataFrame) -> Figure:
+    """Left: a row a target, its distance with one model joined to that with competition; right: the reduction.
+
+    The run's targets come first, by their reduction; below each, open marks, what the study published for it; then the
+    study's other emotions, more tightly; last the means, over the run's targets and over all of the study's.
+    """
+    ours = summary.sort_values("reduction_percent", ascending=False, ignore_index=True)
+    theirs = study.rename(columns={"single_100": "single_distance", "multi_3": "multi_distance"})
+    rest = theirs[~theirs["emotion"].isin(ours["emotion"])].sort_values("reduction_percent", ascending=False)
+    shared = theirs[theirs["emotion"].isin(ours["emotion"])]
+    ticks: list[tuple[float, str]] = []
+    rules = []
+    at = 0.0
+    rows: list[tuple[float, Any, bool]] = []  # position, a row with estimates, whether it is ours
+    for _, row in ours.iterrows():
+        published_row = shared[shared["emotion"] == row["emotion"]]
+        rows.append((at, row, True))
+        rows += [(at + 0.34, own, False) for _, own in published_row.iterrows()]
+        ticks.append((at + 0.17 * len(published_row), _short(row["emotion"])))
+        at += 1.0
+    for number, (_, row) in enumerate(rest.iterrows()):
+        if number == 0:
+            rules.append(at - 0.3)
+        rows.append((at + 0.1, row, False))
+        ticks.append((at + 0.1, row["emotion"]))
+        at += 0.55
+    at += 0.35
+    rules.append(at - 0.4)
+    columns = ["single_distance", "multi_distance", "reduction_percent"]
+    if len(ours) > 1:
+        rows.append((at, _means(ours, columns), True))
+        if len(shared) > 1:
+            rows.append((at + 0.34, _means(shared, columns), False))
+        ticks.append((at + 0.17, f"mean of these {len(ours)}"))
+        at += 1.0
+    rows.append((at, _means(theirs, columns), False))
+    ticks.append((at, f"mean of the study's {len(theirs)}"))
+
+    figure, ((left, right),) = new_figure(1, 2, width=7.2, height=1.6 + 0.21 * (at + 1), sharey=True)
+    for position, row, own in rows:
+        for axes, names in ((left, ("single", "multi")), (right, ("reduction",))):
+            columns_here = [f"{name}_{'percent' if name == 'reduction' else 'distance'}" for name in names]
+            axes.plot(
+                [row[column] for column in columns_here],
+                [position] * len(names),
+                color="#AAAAAA",
+                linewidth=1.0,
+                zorder=1,
             )
-        left.plot(
-            value,
-            mean_at,
-            MARKER[protocol],
-            markersize=7,
-            markerfacecolor="none",
-            color=COLOUR[protocol],
-            label=f"{LONG[protocol].partition(':')[0]}, {PUBLISHED}",
-        )
-    errors = _errors(table["reduction_percent"], table["reduction_low"], table["reduction_high"])
-    right.errorbar(
-        table["reduction_percent"],
-        rows,
-        xerr=errors,
-        fmt="o",
-        color="black",
-        markersize=4.5,
-        linewidth=1.2,
-        label="reduction, ours",
-    )
-    published = [
-        (row, PUBLISHED_REDUCTION[name]) for row, name in enumerate(table["emotion"]) if name in PUBLISHED_REDUCTION
-    ]
-    published.append((mean_at, PUBLISHED_MEAN_REDUCTION))
-    right.plot(
-        [value for _, value in published],
-        [row for row, _ in published],
-        "D",
-        markersize=6,
-        markerfacecolor="none",
-        color=COLOURS[5],
-        label=f"reduction, {PUBLISHED}",
-    )
-    if len(summary) > 1:
-        _mean_over_targets(right, summary["reduction_percent"], mean_at, "o", "black")
-    right.axvline(0, color="black", linewidth=0.8)
-    left.set_yticks([*rows, mean_at], [*map(_short, table["emotion"]), f"mean of {len(table)} (published: of 28)"])
-    left.get_yticklabels()[-1].set_fontweight("bold")
-    for axes in (left, right):
-        axes.axhline(mean_at - 0.5, color="#999999", linewidth=0.6)
-        axes.set_ylim(-0.6, mean_at + 0.6)
-    left.set_xlim(left=0)
-    left.set_xlabel("mean distance to centroid")
-    right.set_xlabel("reduction by competition (%)")
-    handles = dict(
-        zip(
-            *(
-                one + other
-                for one, other in zip(
-                    left.get_legend_handles_labels()[::-1], right.get_legend_handles_labels()[::-1], strict=True
+            for name, column in zip(names, columns_here, strict=True):
+                colour = "black" if name == "reduction" else colour_of(name)
+                marker = "D" if name == "reduction" else marker_of(name)
+                ends = [row.get(f"{ends_of(column)}_{end}", row[column]) for end in ("low", "high")]
+                # Both of a pair have intervals: a little apart, so that none hides the other.
+                shift = {"single": -0.09, "multi": 0.09}.get(name, 0.0) * own
+                axes.errorbar(
+                    row[column],
+                    position + shift,
+                    xerr=_errors(*([value] for value in (row[column], *ends))) if own else None,
+                    fmt=marker,
+                    color=colour,
+                    markersize=4.5 if own else 3.8,
+                    markerfacecolor=colour if own else "white",
+                    markeredgewidth=0.9,
+                    linewidth=1.1,
+                    zorder=3 if own else 2,
                 )
-            ),
-            strict=True,
-        )
+    left.plot(ours["neighbourhood_distance"], np.arange(len(ours)), "|", markersize=9, color="black", zorder=2)
+    right.axvline(0, color="black", linewidth=0.8)
+    left.set_yticks([position for position, _ in ticks], [name for _, name in ticks], fontsize=7.5)
+    for axes in (left, right):
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        for rule in rules:
+            axes.axhline(rule, color="#999999", linewidth=0.6)
+    left.set_ylim(at + 0.6, -0.6)
+    left.set_xlim(left=0)
+    left.set_xlabel("mean distance to centroid (L2)")
+    right.set_xlabel("reduction by competition (%)")
+    handles = [
+        Line2D([], [], linestyle="", marker=marker_of(name), color=colour_of(name), markersize=4.5, label=label)
+        for name, label in (("single", "single model, this run"), ("multi", "multi, this run"))
+    ]
+    handles.append(Line2D([], [], linestyle="", marker="D", color="black", markersize=4.5, label="reduction, this run"))
+    handles.append(
+        Line2D([], [], linestyle="", marker="|", color="black", markersize=9, label="neighbourhood's own, this run")
     )
-    order = sorted(handles, key=lambda label: (PUBLISHED in label, not label.endswith("ours")))
+    handles += [
+        Line2D([], [], linestyle="", marker=marker, color=colour, markerfacecolor="white", markersize=4.5, label=label)
+        for marker, colour, label in (
+            (marker_of("single"), colour_of("single"), "single, published"),
+            (marker_of("multi"), colour_of("multi"), "multi, published"),
+            ("D", "black", "reduction, published"),
+        )
+    ]
     figure.legend(
-        [handles[label] for label in order],
-        order,
+        handles=handles,
         loc="outside upper center",
-        ncols=2,
+        ncols=4,
         fontsize=7,
-        title="bars: 95 % intervals",
+        title="bars: 95 % intervals; published: Crowd-SFT, gpt-3.5-turbo and RoBERTa mapper, without intervals",
         title_fontsize=7,
     )
     return figure
 
 
-def _mean_over_targets(axes: Axes, values: pd.Series, at: float, marker: str, color: str) -> None:
-    mean, low, high = map(float, mean_interval(values.to_numpy()))
-    axes.errorbar(mean, at, xerr=[[mean - low], [high - mean]], fmt=marker, color=color, markersize=5.5, linewidth=1.5)
+def _means(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, float]:
+    """Means of the columns over the table's rows, and the ends of Student's intervals."""
+    row = {}
+    for column in columns:
+        row[column], row[f"{ends_of(column)}_low"], row[f"{ends_of(column)}_high"] = map(
+            float, mean_interval(table[column].to_numpy())
+        )
+    return row
 
 
 def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Figure:
-    """Base, generations and neighbourhood in the first two principal components of all of a panel's points.
+    """Where the models' mean comments lie around the centroid, a panel a target (first seed).
 
-    Large marks are samples' means (first seed); small ones are comments, of a protocol's last sample.
+    Across: along the line from the base model's mean to the centroid, which is at 0. Up: the direction at right angles
+    to it in which the means differ most. Ellipses: 95 % regions of the means.
     """
-    report = comments[(comments["role"] == "report") & comments["protocol"].isin(["base", "single", "multi"])]
+    report = comments[comments["role"] == "report"]
+    shown = ["single", *dict.fromkeys(name for name, _ in comparisons(list(report["protocol"].unique())))]
     emotions = list(dict.fromkeys(comments["emotion"]))
-    figure, panels = _panels(emotions, height=2.9)
+    figure, panels = _panels(emotions, height=2.6)
     labels = list(EMOTIONS)
     for axes, emotion in zip(panels, emotions, strict=True):
         own = report[(report["emotion"] == emotion) & (report["seed"] == report["seed"].min())]
-        near = _neighbours(neighbourhoods, emotion)
-        last = own.loc[own["protocol"] == "single", "generation"].max()
-        own = own[(own["protocol"] != "single") | (own["generation"] == last)]
-        points = np.vstack([near[labels], own[labels]]).astype(np.float64)
-        centre = points.mean(axis=0)
-        _, singular, directions = np.linalg.svd(points - centre, full_matrices=False)
-        # A component's sign is arbitrary: the label that weighs most points to the right and up.
-        directions = directions[:2] * np.sign(directions[:2][[0, 1], np.abs(directions[:2]).argmax(axis=1)])[:, None]
-        share = singular[:2] ** 2 / (singular**2).sum()
+        near = _neighbours(neighbourhoods, emotion)[labels].to_numpy(np.float64)
+        centroid = near.mean(axis=0)
+        start = own.loc[own["protocol"] == "base", labels].to_numpy(np.float64).mean(axis=0)
+        groups = {
+            key: sample[labels].to_numpy(np.float64)
+            for key, sample in own[own["protocol"].isin(shown)].groupby(["protocol", "generation"], sort=False)
+        }
+        along = (centroid - start) / np.linalg.norm(centroid - start)
+        means = np.array([sample.mean(axis=0) for sample in groups.values()]) - centroid
+        across = np.linalg.svd(means - np.outer(means @ along, along))[2][0]
+        # A direction's sign is arbitrary: the label that weighs most points up.
+        across *= np.sign(across[np.abs(across).argmax()])
+        plane = np.column_stack([along, across])
 
-        def project(table: pd.DataFrame, centre: np.ndarray = centre, axes_: np.ndarray = directions) -> np.ndarray:
-            return (table[labels].to_numpy(np.float64) - centre) @ axes_.T
-
-        cloud = project(near)
-        axes.scatter(cloud[:, 0], cloud[:, 1], s=7, color="black", alpha=0.35, linewidth=0)
-        axes.plot(*cloud.mean(axis=0), "*", color="black", markersize=10, zorder=5)
-        path = []
-        ends = own.groupby("protocol")["generation"].max()
-        for (protocol, generation), sample in own.groupby(["protocol", "generation"], sort=False):
-            cloud = project(sample)
-            middle = cloud.mean(axis=0)
-            if generation == ends[protocol]:
-                axes.scatter(
-                    cloud[:, 0],
-                    cloud[:, 1],
-                    s=7,
-                    marker=MARKER[protocol],
-                    color=COLOUR[protocol],
-                    linewidth=0,
-                    alpha=0.4,
+        spread = np.cov(((near - centroid) @ plane).T) / len(near)
+        axes.add_patch(_ellipse(np.zeros(2), spread, "black"))
+        axes.plot(0, 0, "*", color="black", markersize=9, zorder=4)
+        for protocol in shown:
+            path = []
+            for (name, generation), sample in groups.items():
+                if name != protocol:
+                    continue
+                points = (sample - centroid) @ plane
+                path.append(points.mean(axis=0))
+                axes.add_patch(_ellipse(path[-1], np.cov(points.T) / len(points), colour_of(protocol)))
+                # Later ones are larger: the order shows where labels would hide each other.
+                axes.plot(
+                    *path[-1],
+                    marker_of(protocol),
+                    color=colour_of(protocol),
+                    markersize=3.5 + 1.3 * generation,
+                    markeredgecolor="white",
+                    markeredgewidth=0.7,
+                    zorder=6,
                 )
-            axes.plot(
-                *middle,
-                MARKER[protocol],
-                color=COLOUR[protocol],
-                markersize=8,
-                markeredgecolor="white",
-                zorder=8 if protocol == "single" else 6,
-            )
-            if protocol == "multi":
-                axes.annotate(
-                    str(generation),
-                    middle,
-                    ha="center",
-                    va="center_baseline",
-                    fontsize=5.5,
-                    color="white",
-                    fontweight="bold",
-                    zorder=7,
-                )
-            if protocol in ("base", "multi"):
-                path.append(middle)
-        axes.plot(*np.array(path).T, color=COLOUR["multi"], linewidth=1.2, zorder=4)
-        names = [labels[i] for i in np.abs(directions).argmax(axis=1)]
-        axes.set_xlabel(f"1st component ({share[0]:.0%}), mostly {names[0]}", fontsize=7)
-        axes.set_ylabel(f"2nd ({share[1]:.0%}), mostly {names[1]}", fontsize=7)
+            axes.plot(*np.array(path).T, color=colour_of(protocol), linewidth=1.2, zorder=5)
+        axes.set_title(f"{_short(emotion)} (base model {np.linalg.norm(centroid - start):.2f} to the left)")
+        axes.set_xlabel("along base \N{RIGHTWARDS ARROW} centroid (L2)", fontsize=7)
+        axes.set_ylabel(f"across, mostly {labels[int(np.abs(across).argmax())]} (L2)", fontsize=7)
         axes.tick_params(labelsize=6)
-        axes.set_title(_short(emotion))
-    handles = [
-        Line2D([], [], linestyle="", marker=".", markersize=7, color="black", alpha=0.5, label="neighbourhood"),
-        Line2D([], [], linestyle="", marker="*", markersize=10, color="black", label="centroid"),
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.autoscale_view()
+    handles: list[Any] = [
+        Line2D([], [], linestyle="", marker="*", markersize=9, color="black", label="centroid"),
         *(
-            Line2D(
-                [],
-                [],
-                linestyle="-" if name == "multi" else "",
-                marker=MARKER[name],
-                markersize=6,
-                color=COLOUR[name],
-                label={"multi": "multi, after each generation", "single": "single, on all neighbours"}.get(name, name),
+            Line2D([], [], marker=marker_of(name), markersize=5.5, color=colour_of(name), label=label)
+            for name, label in (
+                (
+                    name,
+                    "single: on a third, two thirds, all" if name == "single" else f"{name}: generation by generation",
+                )
+                for name in shown
             )
-            for name in ("base", "single", "multi")
         ),
+        Patch(facecolor="#999999", alpha=0.3, label="95 % region of a mean"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5 if len(emotions) > 4 else 3, fontsize=7.5)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=_legend_columns(emotions),
+        fontsize=7.5,
+        title="marks: means of 28 probabilities, larger ones later",
+        title_fontsize=7.5,
+    )
     return figure
 
 
+def _ellipse(centre: np.ndarray, covariance: np.ndarray, colour: str) -> Ellipse:
+    """The 95 % region of a mean with this covariance (2, 2)."""
+    variances, directions = np.linalg.eigh(covariance)
+    width, height = 2 * np.sqrt(INTERVAL_OF_MEAN * np.maximum(variances, 0))
+    angle = np.degrees(np.arctan2(directions[1, 0], directions[0, 0]))
+    return Ellipse((centre[0], centre[1]), width, height, angle=angle, facecolor=colour, alpha=0.15, linewidth=0)
+
+
 def controls_figure(summary: pd.DataFrame) -> Figure:
-    """Paired differences: competition minus the single model and minus each control, below 0 where it is closer."""
-    table = summary.sort_values("reduction_percent", ignore_index=True)
-    figure, (axes_row,) = new_figure(1, 3, width=7.2, height=1.3 + 0.26 * (len(table) + 1), sharey=True, sharex=True)
-    rows = np.arange(len(table))
-    titles = {"single": "single model", "sequential": "random part, no competition", "averaged": "adapters averaged"}
-    for axes, (other, title) in zip(axes_row, titles.items(), strict=True):
-        column = f"multi_minus_{other}"
-        errors = _errors(table[column], table[f"{column}_low"], table[f"{column}_high"])
-        axes.errorbar(
-            table[column], rows, xerr=errors, fmt=MARKER[other], color=COLOUR[other], markersize=4.5, linewidth=1.2
-        )
-        if len(table) > 1:
-            _mean_over_targets(axes, table[column], len(table), MARKER[other], "black")
-            axes.axhline(len(table) - 0.5, color="#999999", linewidth=0.6)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_title(f"multi minus\n{title}")
-        axes.set_ylim(-0.6, len(table) + (0.6 if len(table) > 1 else -0.4))
-    ticks = [*map(_short, table["emotion"])] + (["mean over targets"] if len(table) > 1 else [])
-    axes_row[0].set_yticks(range(len(ticks)), ticks)
-    axes_row[1].set_xlabel("difference of mean distances, 95 % interval (below 0: competition is closer)")
+    """Paired differences of the protocols that are compared with others, below 0 where they are closer."""
+    table = summary.sort_values("reduction_percent", ascending=False, ignore_index=True)
+    pairs = comparisons(played(summary))
+    names = list(dict.fromkeys(name for name, _ in pairs))
+    columns = max(sum(name == own for own, _ in pairs) for name in names)
+    several = len(table) > 1
+    figure, panels = new_figure(
+        len(names),
+        columns,
+        width=max(4.0, 0.6 + 2.2 * columns),
+        height=(1.3 + 0.26 * (len(table) + several)) * len(names),
+        sharey=True,
+        sharex=True,
+    )
+    ticks = [*map(_short, table["emotion"]), *(["mean over targets"] * several)]
+    for line, name in zip(panels, names, strict=True):
+        others = [other for own, other in pairs if own == name]
+        for axes in line[len(others) :]:
+            axes.set_visible(False)
+        for axes, other in zip(line, others, strict=False):
+            column = f"{name}_minus_{other}"
+            errors = _errors(table[column], table[f"{column}_low"], table[f"{column}_high"])
+            style: Any = {"fmt": marker_of(other), "markersize": 4.5, "linewidth": 1.2}
+            axes.errorbar(table[column], range(len(table)), xerr=errors, color=colour_of(other), **style)
+            if several:
+                mean = _means(table, [column])
+                ends = _errors(*([mean[end]] for end in (column, f"{column}_low", f"{column}_high")))
+                axes.errorbar(mean[column], len(table), xerr=ends, color="black", **style)
+                axes.axhline(len(table) - 0.5, color="#999999", linewidth=0.6)
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.set_title(f"{PROTOCOLS[name].short} minus\n{PROTOCOLS[other].short}")
+            axes.grid(visible=False, axis="y")
+        line[0].set_yticks(range(len(ticks)), ticks)
+        line[0].set_ylim(len(ticks) - 0.4, -0.6)
+    figure.supylabel("")
+    panels[-1][columns // 2].set_xlabel(
+        "difference of mean distances (L2), 95 % intervals; below 0: the first is closer"
+    )
     return figure
 
 
 def selection_figure(generations: pd.DataFrame) -> Figure:
     """Winner's curse: each kept variant's distance on the sample that chose it against that on a fresh one."""
-    multi = generations[(generations["protocol"] == "multi") & generations["kept"]]
+    choosing = list(dict.fromkeys(generations.loc[generations["role"] == "selection", "protocol"]))
     key = ["emotion", "seed", "generation"]
-    both = multi[multi["role"] == "selection"].merge(multi[multi["role"] == "report"], on=key, suffixes=("", "_fresh"))
-    figure, ((axes,),) = new_figure(width=4.6, height=4.4)
-    for generation, own in both.groupby("generation"):
-        errors = [
-            _errors(own[f"mean_distance{end}"], own[f"interval_low{end}"], own[f"interval_high{end}"])
-            for end in ("", "_fresh")
-        ]
-        index = (int(generation) - 1) % 5
-        axes.errorbar(
-            own["mean_distance"],
-            own["mean_distance_fresh"],
-            xerr=errors[0],
-            yerr=errors[1],
-            fmt="os^Dv"[index],
-            color=COLOURS[index],
-            markersize=5,
-            linewidth=0.7,
-            elinewidth=0.6,
-            label=f"generation {generation}",
+    figure, (panels,) = new_figure(1, len(choosing), width=4.4 * len(choosing), height=4.4)
+    for axes, protocol in zip(panels, choosing, strict=True):
+        kept = generations[(generations["protocol"] == protocol) & generations["kept"]]
+        both = kept[kept["role"] == "selection"].merge(kept[kept["role"] == "report"], on=key, suffixes=("", "_fresh"))
+        for generation, own in both.groupby("generation"):
+            errors = [
+                _errors(own[f"mean_distance{end}"], own[f"interval_low{end}"], own[f"interval_high{end}"])
+                for end in ("", "_fresh")
+            ]
+            index = int(generation) - 1
+            axes.errorbar(
+                own["mean_distance"],
+                own["mean_distance_fresh"],
+                xerr=errors[0],
+                yerr=errors[1],
+                fmt=MARKERS[index % len(MARKERS)],
+                color=COLOURS[index % len(COLOURS)],
+                markersize=5,
+                elinewidth=0.6,
+                label=f"generation {generation}",
+            )
+        ends = (
+            both[["interval_low", "interval_low_fresh"]].min().min(),
+            both[["interval_high", "interval_high_fresh"]].max().max(),
         )
-    ends = (
-        both[["interval_low", "interval_low_fresh"]].min().min(),
-        both[["interval_high", "interval_high_fresh"]].max().max(),
-    )
-    margin = 0.05 * (ends[1] - ends[0]) + 1e-3
-    limits = (ends[0] - margin, ends[1] + margin)
-    axes.plot(limits, limits, color="black", linewidth=0.8)
-    axes.set(
-        xlim=limits,
-        ylim=limits,
-        aspect="equal",
-        xlabel="distance on the sample that chose the variant",
-        ylabel="distance on a fresh sample",
-    )
-    bias = (both["mean_distance_fresh"] - both["mean_distance"]).mean()
-    axes.set_title(f"kept variants; fresh minus choosing: {bias:+.3f} on average")
-    axes.legend(loc="lower right")
+        margin = 0.05 * (ends[1] - ends[0]) + 1e-3
+        limits = (ends[0] - margin, ends[1] + margin)
+        axes.plot(limits, limits, color="black", linewidth=0.8)
+        axes.set(
+            xlim=limits,
+            ylim=limits,
+            aspect="equal",
+            xlabel="mean distance (L2) on the sample that chose",
+            ylabel="mean distance (L2) on a fresh sample",
+        )
+        bias = (both["mean_distance_fresh"] - both["mean_distance"]).mean()
+        axes.set_title(f"{PROTOCOLS[protocol].short}: kept variants;\nfresh minus choosing {bias:+.3f} on average")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -408,9 +419,9 @@ def comments_page(comments: pd.DataFrame, neighbourhoods: pd.DataFrame, caption:
         shown: dict[tuple[str, ...], str] = {}
         for (protocol, generation), sample in own.groupby(["protocol", "generation"], sort=False):
             # Of the single model and the controls, the last one; of the competition, every generation.
-            if protocol == "multi" or generation == last[protocol]:
+            if PROTOCOLS[protocol].against or generation == last[protocol]:
                 size = sizes.get((protocol, generation))
-                title = LONG[protocol]
+                title = PROTOCOLS[protocol].title
                 if protocol != "base":
                     title += f" on {size} comments" if size else f", generation {generation}"
                 title = f"{title[0].upper()}{title[1:]} (mean {sample['distance'].mean():.2f})"
@@ -464,12 +475,24 @@ def _sizes(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> dict[tuple[s
 
 
 def _tick(protocol: str, generation: int, sizes: dict[tuple[str, int], int]) -> str:
-    return "base" if protocol == "base" else str(sizes.get((protocol, generation), generation))
+    short = PROTOCOLS[protocol].short
+    return short if protocol == "base" else f"{short} {sizes.get((protocol, generation), generation)}"
 
 
-def _errors(values: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
+def _errors(values: Any, low: Any, high: Any) -> np.ndarray:
     """Distances to both ends of the intervals: (2, n). A bootstrap interval need not hold the value by a hair."""
+    values, low, high = (np.asarray(ends, dtype=float) for ends in (values, low, high))
     return np.maximum([values - low, high - values], 0)
+
+
+def _open_mark(marker: str, size: float) -> dict[str, Any]:
+    return {
+        "marker": marker,
+        "markersize": size,
+        "markerfacecolor": "white",
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.7,
+    }
 
 
 def _short(name: str) -> str:

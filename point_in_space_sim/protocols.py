@@ -1,8 +1,9 @@
-"""The protocols: one model alone, variants in competition, and the two controls. workshop.py makes their models.
+"""The protocols: one model alone, variants in competition, and the controls. engine/variants.py makes their models.
 
-A model is named by its recipe (which texts, from which model, which seed). A protocol is a generator: it yields what it
-needs (models, and samples of them), is sent the samples, and decides. So each reads from top to bottom, several play
-side by side, and what two protocols both need (their first generations coincide) is made once.
+A model is named by its recipe. A protocol's moves are a generator: it yields what it needs (models, and samples of
+them), is sent the samples, and decides. So each reads from top to bottom, several play side by side, and what two
+protocols both need (their first generations coincide) is made once. PROTOCOLS, at the end, is the registry: tables,
+figures, report and planned cost follow it.
 
 Randomness. Every seed derives from (the run's seed, the target, a purpose, a generation) and from nothing else:
 - The protocols are paired: they deal the same parts as long as their pools are equal, and all their reported samples
@@ -14,68 +15,24 @@ Randomness. Every seed derives from (the run's seed, the target, a purpose, a ge
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from experiment.run_folder import hash_of
-from point_in_space_sim.target import single_sizes
-
-Texts = tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Tuned:
-    """The model that results from tuning `start` on the texts."""
-
-    texts: Texts
-    start: "Model"
-    seed: int
-
-    @cached_property
-    def name(self) -> str:
-        return hash_of(["tuned", self.texts, name_of(self.start), self.seed])
-
-
-@dataclass(frozen=True, eq=False)
-class Averaged:
-    """The model whose adapter is the mean of the models' adapters."""
-
-    models: tuple[Tuned, ...]
-
-    @cached_property
-    def name(self) -> str:
-        return hash_of(["averaged", [model.name for model in self.models]])
-
-
-Model = Tuned | Averaged | None
-"""A model by its recipe; None is the base model."""
-
-
-def name_of(model: Model) -> str:
-    """Equal for equal recipes."""
-    return "base" if model is None else model.name
-
-
-@dataclass(frozen=True)
-class Request:
-    """A model that is to be made, the seeds of the samples to draw from it, and under which names to keep it."""
-
-    model: Model
-    samples: tuple[int, ...] = ()
-    keep_as: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Comments sampled from a model: texts, vectors (n, 28), distances to the centroid (n,), share of broken ones."""
-
-    texts: Texts
-    vectors: np.ndarray
-    distances: np.ndarray
-    broken: float
+from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.engine.recipes import (
+    Averaged,
+    Drawn,
+    Model,
+    Request,
+    Sampled,
+    Texts,
+    Tuned,
+    merge_requests,
+    name_of,
+)
+from point_in_space_sim.target import distances_to, single_sizes, slug
 
 
 @dataclass(frozen=True)
@@ -91,21 +48,37 @@ class Draw:
     kept: bool = True
 
 
-Drawn = Mapping[tuple[str, int], Batch]
-"""Samples by their model's name and their seed."""
-Protocol = Generator[list[Request], Drawn, list[Draw]]
+Moves = Generator[list[Request], Drawn, list[Draw]]
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """A registered protocol. title: for legends and the report; short: for narrow places, such as ticks.
+
+    against: the protocols that it is compared with, in pairs; of those that are not played, nothing is said.
+    """
+
+    moves: "Callable[[Game], Moves]"
+    title: str
+    short: str
+    against: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Game:
     """What all protocols of one target and seed share."""
 
     target: str
     texts: Texts  # the neighbourhood, nearest to the target first
-    centroid: np.ndarray  # (28,)
+    aim: np.ndarray  # (28,), the point that a choice among variants is to come near
     seed: int
     generations: int
     variants: int
+
+    @property
+    def name(self) -> str:
+        """As a file name."""
+        return f"{slug(self.target)}-seed-{self.seed}"
 
     def seed_of(self, purpose: str, generation: int = 0) -> int:
         return derived_seed(self.seed, self.target, purpose, generation)
@@ -114,11 +87,22 @@ class Game:
     def report(self) -> int:
         return self.seed_of("report")
 
+    def tuned(self, texts: Texts, start: Model, generation: int) -> Tuned:
+        return Tuned(texts, start, self.seed_of("tune", generation), self.texts)
+
+    def asks(self, model: Model, protocol: str, generation: int) -> Request:
+        """The request for a model that is reported and kept."""
+        return Request(model, (self.report,), (f"{self.name}-{protocol}-{generation}",))
+
     def deal(self, pool: Texts, generation: int) -> list[Texts]:
         return deal(pool, self.variants, np.random.default_rng(self.seed_of("deal", generation)))
 
     def random_variant(self, generation: int) -> int:
         return int(np.random.default_rng(self.seed_of("pick", generation)).integers(self.variants))
+
+    def nearest(self, samples: Sequence[Sampled]) -> int:
+        """Which sample has the least mean distance to the aim."""
+        return int(np.argmin([distances_to(self.aim, sample.vectors).mean() for sample in samples]))
 
 
 def derived_seed(seed: int, *key: str | int) -> int:
@@ -139,56 +123,56 @@ def without(pool: Texts, part: Texts) -> Texts:
     return tuple(text for text in pool if text not in gone)
 
 
-def base(game: Game) -> Protocol:
+def base(game: Game) -> Moves:
     """The base model as it is."""
     yield [Request(None, (game.report,))]
     return [Draw("base", 0, 0, "report", None, game.report)]
 
 
-def single(game: Game) -> Protocol:
+def single(game: Game) -> Moves:
     """Three independent models, tuned from the base on the nearest third, two thirds and all of the neighbourhood."""
-    models = [Tuned(game.texts[:size], None, game.seed_of("tune", 1)) for size in single_sizes(len(game.texts))]
-    yield [Request(model, (game.report,), (f"single-{i}",)) for i, model in enumerate(models, start=1)]
+    models = [game.tuned(game.texts[:size], None, 1) for size in single_sizes(len(game.texts))]
+    yield [game.asks(model, "single", i) for i, model in enumerate(models, start=1)]
     return [Draw("single", i, 1, "report", model, game.report) for i, model in enumerate(models, start=1)]
 
 
-def multi(game: Game) -> Protocol:
+def multi(game: Game) -> Moves:
     """Competition: the variant with the least mean distance becomes the next base, its part leaves the pool."""
     pool, best = game.texts, None
     draws: list[Draw] = []
     report: list[Request] = []
     for generation in range(1, game.generations + 1):
         parts = game.deal(pool, generation)
-        models = [Tuned(part, best, game.seed_of("tune", generation)) for part in parts]
+        models = [game.tuned(part, best, generation) for part in parts]
         selection = game.seed_of("selection", generation)
         drawn = yield [*report, *(Request(model, (selection,)) for model in models)]
-        winner = int(np.argmin([drawn[model.name, selection].distances.mean() for model in models]))
+        winner = game.nearest([drawn[model.name, selection] for model in models])
         draws += [
             Draw("multi", generation, i + 1, "selection", model, selection, i == winner)
             for i, model in enumerate(models)
         ]
         best, pool = models[winner], without(pool, parts[winner])
         draws.append(Draw("multi", generation, winner + 1, "report", best, game.report))
-        report = [Request(best, (game.report,), (f"multi-{generation}",))]
+        report = [game.asks(best, "multi", generation)]
     yield report
     return draws
 
 
-def sequential(game: Game) -> Protocol:
+def sequential(game: Game) -> Moves:
     """Control without competition: one variant a generation on a random part, which is what a random pick comes to."""
     pool, model = game.texts, None
     draws: list[Draw] = []
     for generation in range(1, game.generations + 1):
         pick = game.random_variant(generation)
         part = game.deal(pool, generation)[pick]
-        model = Tuned(part, model, game.seed_of("tune", generation))
-        yield [Request(model, (game.report,), (f"sequential-{generation}",))]
+        model = game.tuned(part, model, generation)
+        yield [game.asks(model, "sequential", generation)]
         draws.append(Draw("sequential", generation, pick + 1, "report", model, game.report))
         pool = without(pool, part)
     return draws
 
 
-def averaged(game: Game) -> Protocol:
+def averaged(game: Game) -> Moves:
     """Control that uses all variants: their average becomes the next base.
 
     A random part leaves the pool: all three went into the average alike, and with one gone the pool and so the
@@ -199,34 +183,37 @@ def averaged(game: Game) -> Protocol:
     report: list[Request] = []
     for generation in range(1, game.generations + 1):
         parts = game.deal(pool, generation)
-        models = [Tuned(part, best, game.seed_of("tune", generation)) for part in parts]
+        models = [game.tuned(part, best, generation) for part in parts]
         yield [*report, *map(Request, models)]
         best, pool = Averaged(tuple(models)), without(pool, parts[game.random_variant(generation)])
         draws.append(Draw("averaged", generation, 0, "report", best, game.report))
-        report = [Request(best, (game.report,), (f"averaged-{generation}",))]
+        report = [game.asks(best, "averaged", generation)]
     yield report
     return draws
 
 
-PROTOCOLS: dict[str, Callable[[Game], Protocol]] = {
-    "base": base,
-    "single": single,
-    "multi": multi,
-    "sequential": sequential,
-    "averaged": averaged,
+PROTOCOLS: dict[str, Protocol] = {
+    "base": Protocol(base, "base model, untuned", "base"),
+    "single": Protocol(single, "single model", "single"),
+    "multi": Protocol(multi, "multi: best of the variants", "multi", against=("single", "sequential", "averaged")),
+    "sequential": Protocol(sequential, "control: a random part, no competition", "random part"),
+    "averaged": Protocol(averaged, "control: adapters averaged", "average"),
 }
+ALWAYS = ("base", "single", "multi")
+"""Without these the question has no answer; all others may be left out."""
 
 
 def play(
-    game: Game, fulfil: Callable[[list[Request]], Drawn], protocols: Sequence[str] = tuple(PROTOCOLS)
-) -> list[tuple[Draw, Batch]]:
-    """Plays the protocols side by side, and gives every sample that they drew.
+    game: Game, fulfil: Callable[[list[Request]], Drawn], protocols: Sequence[str] | None = None
+) -> list[tuple[Draw, Sampled]]:
+    """Plays the protocols, by default all, side by side, and gives every sample that they drew.
 
     fulfil: makes the models and draws the samples of one step's requests, each model once.
     """
-    playing = {name: PROTOCOLS[name](game) for name in protocols}
-    wanted = {name: next(protocol) for name, protocol in playing.items()}
-    drawn: dict[tuple[str, int], Batch] = {}
+    protocols = tuple(PROTOCOLS) if protocols is None else protocols
+    playing = {name: PROTOCOLS[name].moves(game) for name in protocols}
+    wanted = {name: next(moves) for name, moves in playing.items()}
+    drawn: dict[tuple[str, int], Sampled] = {}
     draws: dict[str, list[Draw]] = {}
     while wanted:
         drawn |= fulfil(merge_requests([request for requests in wanted.values() for request in requests]))
@@ -239,14 +226,36 @@ def play(
     return [(draw, drawn[name_of(draw.model), draw.sample]) for name in protocols for draw in draws[name]]
 
 
-def merge_requests(requests: Sequence[Request]) -> list[Request]:
-    """One request a model, in order of first mention."""
-    merged: dict[str, Request] = {}
-    for request in requests:
-        known = merged.get(name_of(request.model), Request(request.model))
-        merged[name_of(request.model)] = Request(
-            request.model,
-            tuple(dict.fromkeys(known.samples + request.samples)),
-            tuple(dict.fromkeys(known.keep_as + request.keep_as)),
-        )
-    return list(merged.values())
+@dataclass(frozen=True)
+class Work:
+    """What a game takes: comments tuned on in one epoch, comments sampled, and models that can be made at once."""
+
+    tuned: int
+    sampled: int
+    at_once: int
+
+
+def work_of(protocols: Sequence[str], neighbours: int, generations: int, variants: int, samples: int) -> Work:
+    """The work of a game, found by playing it on models that are counted, not made.
+
+    Which variant wins is made up, so it may differ by the models that protocols happen to share.
+    """
+    made: dict[str, int] = {}
+    drawn: set[tuple[str, int]] = set()
+    at_once = 0
+    blank = Sampled((), np.zeros((1, len(EMOTIONS))), 0.0)
+
+    def count(requests: list[Request]) -> Drawn:
+        nonlocal at_once
+        tuned = {
+            request.model.name: len(request.model.texts) for request in requests if isinstance(request.model, Tuned)
+        }
+        at_once = max(at_once, len(tuned.keys() - made.keys()))
+        made.update(tuned)
+        samples = {(name_of(request.model), sample): blank for request in requests for sample in request.samples}
+        drawn.update(samples)
+        return samples
+
+    texts = tuple(map(str, range(neighbours)))
+    play(Game("", texts, np.zeros(len(EMOTIONS)), 0, generations, variants), count, protocols)
+    return Work(sum(made.values()), samples * len(drawn), at_once)

@@ -5,9 +5,21 @@ from typing import Any
 
 import pandas as pd
 
-from experiment.report import Estimate, Illustration, Page, Sample, Table, Value, estimates, format_number, words
-from point_in_space_sim.plots import LONG, PUBLISHED_MEAN_REDUCTION, PUBLISHED_MULTI, PUBLISHED_SINGLE
-from point_in_space_sim.results import overall
+from experiment.report import (
+    Compared,
+    Estimate,
+    Illustration,
+    Page,
+    Sample,
+    Table,
+    Value,
+    estimates,
+    format_number,
+    words,
+)
+from experiment.statistics import mean_interval
+from point_in_space_sim.protocols import ALWAYS, PROTOCOLS
+from point_in_space_sim.results import comparisons, ends_of, overall, played, published
 
 COMMENTS_SHOWN = 5
 FIGURES = (
@@ -17,32 +29,32 @@ FIGURES = (
         "Left: mean distance of fresh comments to the neighbourhood's centroid, one model tuned on all neighbours "
         "against the last winner of the competition. Right: by how much competition reduces it. Bars: 95 % bootstrap "
         "intervals over comments and, where there are several, seeds; of the mean, Student's over targets. Open marks: "
-        "what the study published, with another base model and mapper.",
+        "what the study published for all of its 28 emotions, with another base model and mapper.",
         "Dot plot of the mean distance with one model and with competing variants for each target, and of the "
         "reduction in per cent.",
     ),
     Illustration(
         "distances",
         "How far comments lie from the centroid",
-        "All fresh comments of every model, a panel a target. The grey band is the neighbourhood's own spread: a model "
+        "All fresh comments of every model, a panel a target: of the single models by the comments they were tuned on, "
+        "of the other protocols by generation. The grey band is the neighbourhood's own spread: a model "
         "that writes just like it would lie on it.",
         "Box plots of comments' distance to the centroid, by protocol and generation, a panel for each target.",
     ),
     Illustration(
         "controls",
         "Competition against the controls",
-        "Competition minus the single model, minus a random part without competition, and minus the averaged adapters, "
-        "comment by comment. Below 0, competition is closer. Bars: 95 % intervals.",
-        "Dot plots of paired differences between the competition and the single model, the random control and the "
-        "averaged control.",
+        "Competition minus the single model and minus each control, comment by comment. Below 0, competition is "
+        "closer. Bars: 95 % intervals.",
+        "Dot plots of paired differences between the competition and the single model and each control.",
     ),
     Illustration(
         "movement",
         "Movement through emotion space",
-        "Comments and their means in the first two principal components of a target's panel (first seed): from the "
-        "base model, generation by generation, towards the centroid.",
-        "Scatter plots of comments by generation in two principal components, with the path of the means and the "
-        "centroid.",
+        "Where the mean of each model's comments lies around the centroid (first seed): across, along the line from "
+        "the base model's mean, which lies far to the left; up, the direction at right angles to it in which they "
+        "differ most. Larger marks are later models; ellipses are 95 % regions of the means.",
+        "A plane for each target with the centroid and the path of the models' means around it.",
     ),
     Illustration(
         "selection",
@@ -75,6 +87,7 @@ def report_page(
     multi = generations[(generations["protocol"] == "multi") & (generations["role"] == "selection")]
     variants = multi.groupby(["emotion", "seed", "generation"]).size().max()
     samples = comments.groupby(["emotion", "protocol", "generation", "variant", "seed", "role"]).size().max()
+    controls = [name for name in played(summary) if name not in ALWAYS]
     return Page(
         experiment="point_in_space_sim",
         title="A point in emotion space",
@@ -88,8 +101,9 @@ def report_page(
             "The single model is tuned on all neighbours. The competition runs "
             f"{multi['generation'].max()} generations of {variants} variants, each tuned on a part of its own; "
             f"{samples} comments are sampled from each variant, the closest is kept and sampled again for what is "
-            "reported. Controls with as many comments a variant: a random part without competition, and the "
-            "variants' adapters averaged.",
+            "reported. Also played: "
+            + ("; ".join(PROTOCOLS[name].title for name in controls) or "nothing else")
+            + ". Every protocol's variants are tuned on as many comments.",
         ],
         figures=FIGURES,
         tables=[published_table(summary), summary_table(summary), generations_table(generations)],
@@ -97,20 +111,26 @@ def report_page(
         samples_note=f"The first {COMMENTS_SHOWN} comments of each reported sample of the first seed, as drawn, not "
         "picked, with their distance to the centroid. They are what a language model and strangers wrote.",
         files=FILES,
+        compared=Compared(
+            "generations",
+            ["protocol"],
+            ["emotion", "seed"],
+            {"mean_distance": -1},
+            where={"role": "report"},
+            last="generation",
+            breakdown="emotion",
+        ),
     )
 
 
 def answer(summary: pd.DataFrame) -> list[str]:
     """Whether competition came closer than a single model, and than the controls."""
     means = overall(summary)
-    reduction, *controls = (
-        estimates(
-            summary.iloc[0], column, f"{column.removesuffix('_percent')}_low", f"{column.removesuffix('_percent')}_high"
-        )
-        if len(summary) == 1
-        else _estimate(means, column)
-        for column in ("reduction_percent", "multi_minus_sequential", "multi_minus_averaged")
-    )
+
+    def of(column: str) -> Estimate:
+        return _of(summary.iloc[0], column) if len(summary) == 1 else _estimate(means, column)
+
+    reduction = of("reduction_percent")
     units = "targets"
     if len(summary) == 1:
         units = "seeds and comments" if summary["seeds"].iloc[0] > 1 else "comments, one seed"
@@ -127,38 +147,46 @@ def answer(summary: pd.DataFrame) -> list[str]:
         f"{means['multi_distance']:.3f} against {means['single_distance']:.3f}, a reduction of {words(reduction, 1)} % "
         f"(95 % interval over {units})."
     )
-    others = (
-        f"Competition minus a random pick without competition: {words(controls[0], 3)}; minus the averaged adapters: "
-        f"{words(controls[1], 3)} (below 0, competition is closer)."
-    )
+    others = [
+        f"{PROTOCOLS[name].short} minus {PROTOCOLS[other].short} {words(of(f'{name}_minus_{other}'), 3)}"
+        for name, other in comparisons(played(summary))
+    ]
     base, near = summary["base_distance"].mean(), summary["neighbourhood_distance"].mean()
     scale = f"For scale: the base model lies at {base:.3f}, the neighbourhood's own comments at {near:.3f}."
-    return [first, others, scale]
+    return [first, f"Mean distances: {'; '.join(others)} (below 0, the first is closer).", scale]
 
 
 def published_table(summary: pd.DataFrame) -> Table:
-    means = overall(summary)
+    """Our means beside the study's, over the same emotions and over all of its own."""
+    study, means = published(), overall(summary)
+    same = study[study["emotion"].isin(summary["emotion"])]
     ours = [_estimate(means, column) for column in ("single_distance", "multi_distance", "reduction_percent")]
-    rows: list[list[Value]] = [
-        ["this run", len(summary), *ours],
-        ["Crowd-SFT (arXiv 2506.04063)", 28, PUBLISHED_SINGLE, PUBLISHED_MULTI, PUBLISHED_MEAN_REDUCTION],
-    ]
+    rows: list[list[Value]] = [["this run", len(summary), *ours]]
+    for name, table in (("the same emotions", same), ("all", study)):
+        if len(table):
+            columns = ("single_100", "multi_3", "reduction_percent")
+            means_of = (Estimate(*map(float, mean_interval(table[column].to_numpy()))) for column in columns)
+            rows.append([f"Crowd-SFT (arXiv 2506.04063), {name}", len(table), *means_of])
     caption = (
-        "Means over targets, 95 % intervals where there are several targets. The study tuned gpt-3.5-turbo through an "
-        "API and mapped with RoBERTa: compare directions and sizes, not digits."
+        "Means over targets, with Student's 95 % intervals where there are several. The reduction is the mean of the "
+        "emotions' own. The study tuned gpt-3.5-turbo through an API and mapped with RoBERTa: compare directions and "
+        "sizes, not digits. In its first generation the best of three variants was no nearer than its single model on "
+        f"as many comments ({study['multi_1'].mean():.3f} against {study['single_33'].mean():.3f})."
     )
     return Table("Beside the published study", caption, ["source", "targets", "single", "multi", "reduction (%)"], rows)
 
 
 def summary_table(summary: pd.DataFrame) -> Table:
-    protocols = ("base", "single", "multi", "sequential", "averaged")
+    protocols = played(summary)
+    pairs = comparisons(protocols)
+    choosing = [name for name in protocols if f"{name}_fresh_minus_selection" in summary]
     rows = [
         [
             row["emotion"],
-            *(estimates(row, f"{name}_distance", f"{name}_low", f"{name}_high") for name in protocols),
-            estimates(row, "reduction_percent", "reduction_low", "reduction_high"),
-            *(estimates(row, f"multi_minus_{name}") for name in ("single", "sequential", "averaged")),
-            estimates(row, "fresh_minus_selection"),
+            *(_of(row, f"{name}_distance") for name in protocols),
+            _of(row, "reduction_percent"),
+            *(_of(row, f"{name}_minus_{other}") for name, other in pairs),
+            *(_of(row, f"{name}_fresh_minus_selection") for name in choosing),
             row["neighbourhood_distance"],
         ]
         for row in summary.to_dict("records")
@@ -167,16 +195,14 @@ def summary_table(summary: pd.DataFrame) -> Table:
         "target",
         *protocols,
         "reduction (%)",
-        "multi − single",
-        "multi − sequential",
-        "multi − averaged",
-        "fresh − choosing sample",
+        *(f"{name} − {other}" for name, other in pairs),
+        *(f"{name}: fresh − choosing sample" for name in choosing),
         "neighbourhood",
     ]
     caption = (
-        "Mean distance of fresh comments to the centroid, last model of each protocol. sequential: a random part, no "
-        "competition; averaged: the variants' adapters averaged, brought back to the same rank. 95 % bootstrap "
-        "intervals over comments and, where there are several, seeds; differences are paired."
+        "Mean distance of fresh comments to the centroid, last model of each protocol ("
+        + "; ".join(f"{name}: {PROTOCOLS[name].title}" for name in protocols if name not in PROTOCOLS[name].title)
+        + "). 95 % bootstrap intervals over comments and, where there are several, seeds; differences are paired."
     )
     return Table("Targets", caption, columns, rows, "summary.csv")
 
@@ -227,9 +253,9 @@ def sampled(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> dict[str, l
         shown = [_sample("nearest of the neighbourhood", near)]
         last = own.groupby("protocol")["generation"].max()
         for (protocol, generation), sample in own.groupby(["protocol", "generation"], sort=False):
-            if protocol == "multi" or generation == last[protocol]:
+            if PROTOCOLS[protocol].against or generation == last[protocol]:
                 several = protocol not in ("base", "single")
-                title = LONG[protocol] + (f", generation {generation}" if several else "")
+                title = PROTOCOLS[protocol].title + (f", generation {generation}" if several else "")
                 shown.append(_sample(title, sample))
         samples[str(emotion)] = shown
     return samples
@@ -240,6 +266,10 @@ def _sample(title: str, table: pd.DataFrame) -> Sample:
     mean = format_number(float(table["distance"].mean()), 2)
     texts = [(float(distance), str(said)) for distance, said in zip(chosen["distance"], chosen["text"], strict=True)]
     return Sample(f"{title[0].upper()}{title[1:]} (mean {mean})", texts)
+
+
+def _of(row: Any, column: str) -> Estimate:
+    return estimates(row, column, f"{ends_of(column)}_low", f"{ends_of(column)}_high")
 
 
 def _estimate(means: dict[str, Any], column: str) -> Estimate:

@@ -1,20 +1,25 @@
 """The tables of a run: sampled comments, models by generation, and each target's answer with its intervals.
 
-comments.csv is the record: everything else derives from it and from neighbourhoods.csv.
+comments.csv is the record: everything else derives from it and from neighbourhoods.csv. A finished game is a file with
+its rows of these two tables, and of what comments.csv does not say (draws).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiment.files import replace_atomically
+from experiment.files import ROOT
+from experiment.run_folder import load_arrays, save_arrays
 from experiment.statistics import mean_interval
+from experiment.tables import read_table as read_any_table
 from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
 from point_in_space_sim.engine.sampling import distinct_2
-from point_in_space_sim.protocols import Averaged, Batch, Draw, Tuned, derived_seed
-from point_in_space_sim.target import Neighbourhood
+from point_in_space_sim.protocols import PROTOCOLS, Draw, derived_seed
+from point_in_space_sim.target import Neighbourhood, distances_to
 
 RESAMPLES = 4000
 MODEL = ["emotion", "protocol", "generation", "variant", "seed", "role"]
@@ -23,28 +28,93 @@ MODEL = ["emotion", "protocol", "generation", "variant", "seed", "role"]
 DRAWS = ["training_comments", "kept", "broken"]
 """What comments.csv does not say of a sample and generations.csv does."""
 
+TEXT = {"text": str, "emotion": str, "protocol": str, "role": str}
+Tables = dict[str, pd.DataFrame]
 
-def comment_table(emotion: str, seed: int, drawn: Sequence[tuple[Draw, Batch]]) -> pd.DataFrame:
-    """comments.csv: one row a sampled comment. Probabilities have 4 decimals, distances 6."""
+
+def game_tables(
+    neighbourhood: Neighbourhood,
+    texts: Sequence[str],
+    vectors: np.ndarray,
+    seed: int,
+    drawn: Sequence[tuple[Draw, Sampled]],
+) -> Tables:
+    """A finished game's rows of comments, draws and neighbourhoods. texts, vectors: the corpus's."""
+    emotion = neighbourhood.target.name
+    return {
+        "comments": comment_table(emotion, neighbourhood.centroid, seed, drawn),
+        "draws": draw_table(emotion, seed, drawn),
+        "neighbourhoods": neighbourhood_table(neighbourhood, texts, vectors),
+    }
+
+
+def save_game(path: Path, tables: Tables) -> None:
+    arrays = {
+        f"{name}/{column}": values.to_numpy(dtype=str if column in TEXT else None)
+        for name, table in tables.items()
+        for column, values in table.items()
+    }
+    save_arrays(path, arrays)
+
+
+def load_game(path: Path) -> Tables | None:
+    """What save_game wrote, every number exactly; None where there is none that can be read."""
+    tables: dict[str, dict[str, np.ndarray]] = {}
+    for key, values in (load_arrays(path) or {}).items():
+        name, _, column = key.partition("/")
+        tables.setdefault(name, {})[column] = values.astype(object) if column in TEXT else values
+    return {name: pd.DataFrame(columns) for name, columns in tables.items()} or None
+
+
+def finished_targets(folder: Path, seeds: Iterable[int]) -> dict[str, list[Tables]]:
+    """The games of every target whose games with all these seeds are finished, emotions first, in their order."""
+    games: dict[str, dict[int, Tables]] = {}
+    for path in sorted(folder.glob("[!.]*.npz")):
+        if (game := load_game(path)) is not None:
+            draws = game["draws"]
+            games.setdefault(draws["emotion"].iloc[0], {})[int(draws["seed"].iloc[0])] = game
+    names = [*(emotion for emotion in EMOTIONS if emotion in games), *sorted(games.keys() - set(EMOTIONS))]
+    seeds = list(seeds)
+    return {name: [games[name][seed] for seed in seeds] for name in names if games[name].keys() >= set(seeds)}
+
+
+def run_tables(games: Sequence[Sequence[Tables]]) -> Tables:
+    """comments, generations, neighbourhoods and summary of a run. games: each target's."""
+    comments, draws = (pd.concat([game[name] for own in games for game in own]) for name in ("comments", "draws"))
+    comments, draws = comments.reset_index(drop=True), draws.reset_index(drop=True)
+    # A target has one neighbourhood, whatever the seed.
+    neighbourhoods = pd.concat([own[0]["neighbourhoods"] for own in games], ignore_index=True)
+    generations = generation_table(comments, draws, neighbourhoods)
+    summary = summary_table(comments, generations, neighbourhoods)
+    return {
+        "comments": comments,
+        "generations": generations,
+        "neighbourhoods": neighbourhoods,
+        "summary": summary,
+    }
+
+
+def comment_table(emotion: str, centroid: np.ndarray, seed: int, drawn: Sequence[tuple[Draw, Sampled]]) -> pd.DataFrame:
+    """comments.csv: one row a sampled comment. Probabilities have 4 decimals, distances to the centroid 6."""
     tables = []
-    for draw, batch in drawn:
-        table = pd.DataFrame(np.round(batch.vectors.astype(np.float64), 4), columns=list(EMOTIONS))
+    for draw, sample in drawn:
+        table = pd.DataFrame(np.round(sample.vectors.astype(np.float64), 4), columns=list(EMOTIONS))
         named = dict(zip(MODEL, [emotion, draw.protocol, draw.generation, draw.variant, seed, draw.role], strict=True))
-        for position, (column, value) in enumerate({**named, "text": list(batch.texts)}.items()):
+        for position, (column, value) in enumerate({**named, "text": list(sample.texts)}.items()):
             table.insert(position, column, value)
-        table["distance"] = np.round(batch.distances, 6)
+        table["distance"] = np.round(distances_to(centroid, sample.vectors), 6)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def draw_table(emotion: str, seed: int, drawn: Sequence[tuple[Draw, Batch]]) -> pd.DataFrame:
+def draw_table(emotion: str, seed: int, drawn: Sequence[tuple[Draw, Sampled]]) -> pd.DataFrame:
     """What a sample was drawn from: how many comments the model was tuned on in its generation, kept or not."""
     rows = []
-    for draw, batch in drawn:
+    for draw, sample in drawn:
         models = draw.model.models if isinstance(draw.model, Averaged) else (draw.model,)
         tuned_on = sum(len(model.texts) for model in models if isinstance(model, Tuned))
         rows.append(
-            [emotion, draw.protocol, draw.generation, draw.variant, seed, draw.role, tuned_on, draw.kept, batch.broken]
+            [emotion, draw.protocol, draw.generation, draw.variant, seed, draw.role, tuned_on, draw.kept, sample.broken]
         )
     return pd.DataFrame(rows, columns=MODEL + DRAWS)
 
@@ -159,30 +229,46 @@ def summary_row(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhood
     resampled = {
         protocol: resampled_means(values, drawn_seeds, drawn_comments) for protocol, values in observed.items()
     }
-    row: dict[str, object] = {"emotion": emotion, "seeds": len(seeds)}
+    row: dict[str, Any] = {"emotion": emotion, "seeds": len(seeds)}
 
-    def put(name: str, statistic: Callable[[dict[str, float]], float], *, short: str | None = None) -> None:
-        row[name] = statistic(means)
-        row[f"{short or name}_low"], row[f"{short or name}_high"] = interval(statistic(resampled))  # type: ignore
+    def put(name: str, value: float, drawn: np.ndarray) -> None:
+        row[name] = value
+        row[f"{ends_of(name)}_low"], row[f"{ends_of(name)}_high"] = interval(drawn)
 
     for protocol in last:
-        put(f"{protocol}_distance", lambda mean, protocol=protocol: mean[protocol], short=protocol)  # type: ignore
-    put("reduction_percent", lambda mean: 100 * (mean["single"] - mean["multi"]) / mean["single"], short="reduction")
-    for other in ("single", "sequential", "averaged"):
-        put(f"multi_minus_{other}", lambda mean, other=other: mean["multi"] - mean[other])  # type: ignore
+        put(f"{protocol}_distance", means[protocol], resampled[protocol])
+    put("reduction_percent", reduction(means), reduction(resampled))
+    for protocol, other in comparisons(list(last)):
+        put(f"{protocol}_minus_{other}", means[protocol] - means[other], resampled[protocol] - resampled[other])
     # The sample that chose the winner, beside the fresh one of the same model: comments are not paired, seeds are.
-    selection = distances("multi", "selection")
-    row["selection_distance"] = selection.mean()
-    _, own_comments = bootstrap_indices(selection.shape, generator)
-    difference = resampled["multi"] - resampled_means(selection, drawn_seeds, own_comments)
-    row["fresh_minus_selection"] = means["multi"] - selection.mean()
-    row["fresh_minus_selection_low"], row["fresh_minus_selection_high"] = interval(difference)
+    for protocol in comments.loc[comments["role"] == "selection", "protocol"].unique():
+        selection = distances(protocol, "selection")
+        row[f"{protocol}_selection_distance"] = selection.mean()
+        _, own_comments = bootstrap_indices(selection.shape, generator)
+        difference = resampled[protocol] - resampled_means(selection, drawn_seeds, own_comments)
+        put(f"{protocol}_fresh_minus_selection", means[protocol] - selection.mean(), difference)
     row["neighbourhood_distance"] = neighbourhood.loc[neighbourhood["rank"] > 0, "distance"].mean()
-    final = generations[(generations["role"] == "report") & (generations["protocol"] == "multi")]
-    final = final[final["generation"] == last["multi"]]
-    for column in ("distinct_2", "broken", "copied"):
-        row[f"multi_{column}"] = final[column].mean()
+    final = generations[generations["role"] == "report"]
+    for protocol in last:
+        own = final[(final["protocol"] == protocol) & (final["generation"] == last[protocol])]
+        for column in ("distinct_2", "broken", "copied"):
+            row[f"{protocol}_{column}"] = own[column].mean()
     return row
+
+
+def comparisons(protocols: Sequence[str]) -> list[tuple[str, str]]:
+    """(protocol, what it is compared with) for all of these that are compared."""
+    return [(name, other) for name in protocols for other in PROTOCOLS[name].against if other in protocols]
+
+
+def reduction(distances: "dict[str, Any]") -> Any:
+    """By how many per cent competition's distance is less than the single model's; numbers or arrays by protocol."""
+    return 100 * (distances["single"] - distances["multi"]) / distances["single"]
+
+
+def ends_of(column: str) -> str:
+    """What the columns with the ends of an estimate's interval begin with."""
+    return column.removesuffix("_distance").removesuffix("_percent")
 
 
 def summary_table(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame) -> pd.DataFrame:
@@ -199,23 +285,15 @@ def summary_table(comments: pd.DataFrame, generations: pd.DataFrame, neighbourho
     return pd.DataFrame(rows).round(6)
 
 
-ANSWERS = (
-    "single_distance",
-    "multi_distance",
-    "sequential_distance",
-    "averaged_distance",
-    "reduction_percent",
-    "multi_minus_single",
-    "multi_minus_sequential",
-    "multi_minus_averaged",
-    "fresh_minus_selection",
-)
+def answers(summary: pd.DataFrame) -> list[str]:
+    """summary.csv's columns that are estimates with an interval."""
+    return [column for column in summary if f"{ends_of(column)}_low" in summary]
 
 
 def overall(summary: pd.DataFrame) -> dict[str, object]:
     """The answer over all targets: means with 95 % t-intervals (targets as the units; none for a single target)."""
     answer: dict[str, object] = {"targets": len(summary)}
-    for column in ANSWERS:
+    for column in answers(summary):
         values = summary[column].to_numpy()
         answer[column] = round(float(values.mean()), 4)
         if len(values) > 1:
@@ -225,23 +303,38 @@ def overall(summary: pd.DataFrame) -> dict[str, object]:
 
 def answer_in_words(summary: pd.DataFrame) -> str:
     """One sentence: what competition came to."""
-    mean = summary[list(ANSWERS)].mean()
+    mean = summary[answers(summary)].mean()
     if len(summary) == 1:
         on, low, high = summary["emotion"][0], summary["reduction_low"][0], summary["reduction_high"][0]
     else:
         on, (low, high) = f"{len(summary)} targets", mean_interval(summary["reduction_percent"].to_numpy())[1:]
-    return (
+    others = [
+        f"{PROTOCOLS[name].short} {mean[f'{name}_distance']:.3f}"
+        for name in played(summary)
+        if name not in ("base", "single", "multi")
+    ]
+    first = (
         f"{on}: distance {mean['single_distance']:.3f} with one model, {mean['multi_distance']:.3f} with competing "
-        f"variants, {mean['reduction_percent']:.1f} % [{low:.1f}, {high:.1f}] less; a random pick "
-        f"{mean['sequential_distance']:.3f}, the average {mean['averaged_distance']:.3f}"
+        f"variants, {mean['reduction_percent']:.1f} % [{low:.1f}, {high:.1f}] less"
     )
+    return "; ".join([first, *([", ".join(others)] if others else [])])
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    with replace_atomically(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+def played(summary: pd.DataFrame) -> list[str]:
+    """The protocols of a run, in the registry's order."""
+    return [name for name in PROTOCOLS if f"{name}_distance" in summary]
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """What write_csv wrote, every number exactly."""
-    return pd.read_csv(path, keep_default_na=False, float_precision="round_trip", dtype={"text": str, "emotion": str})
+def published() -> pd.DataFrame:
+    """The study's published distances by emotion (data/study/README.md), with their reduction by competition.
+
+    Columns: emotion, neighbourhood, single_33, single_66, single_100, multi_1, multi_2, multi_3, reduction_percent.
+    """
+    table = pd.read_csv(ROOT / "data" / "study" / "point_in_space.csv")
+    table["reduction_percent"] = reduction({"single": table["single_100"], "multi": table["multi_3"]})
+    return table
+
+
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """A run's table, every number exactly, and texts as they are."""
+    return read_any_table(folder, name, keep_default_na=False, dtype=TEXT)

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiment.command_line import CommonSettings, check_name, check_range
+from experiment.command_line import CommonSettings, check_name, check_range, naming
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS
-from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
+from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
+from point_in_space_sim.protocols import ALWAYS, PROTOCOLS
+from point_in_space_sim.target import parse_mixture, part_sizes
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,16 @@ class Settings(CommonSettings):
     """How often everything is repeated; --seed is the first seed, the others follow it."""
     base_model: str = "smollm2-135m"
     """smollm2-135m (fetched once), a folder, or a Hugging Face id of a causal language model."""
-    mapper: str = "auto"
-    """auto, embedded, roberta (SamLowe/roberta-base-go_emotions), a Hugging Face id, or a folder."""
+    mapper: str = "embedded"
+    """embedded, roberta (SamLowe/roberta-base-go_emotions, the study's), a Hugging Face id, or a folder."""
     corpus: str = "shipped"
     """shipped (data/comments), a GoEmotions TSV, a CSV with a column text, or go_emotions (from the hub)."""
+    prompt: str = PROMPT
+    """What the models are asked, before every comment."""
+    protocols: tuple[str, ...] = tuple(PROTOCOLS)
+    """Which are played; base, single and multi always are."""
+    choose_by: Literal["centroid", "target"] = "centroid"
+    """A variant is kept that lies nearest to the neighbourhood's centroid, or to the target (the study's choice)."""
     neighbours: int = 100
     """How many comments nearest to the target make its neighbourhood."""
     generations: int = 3
@@ -79,8 +87,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for settings that no run can have."""
-    from point_in_space_sim.target import parse_mixture, part_sizes
-
     for name in ("num_seeds", "generations", "samples", "jobs"):
         check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
     check_range("--seed", settings.seed, 0, 2**63)
@@ -98,9 +104,20 @@ def check_settings(settings: Settings) -> None:
         raise InputError("--target-text and --target-emotions: give one of them")
     if settings.target_text is not None and not settings.target_text.strip():
         raise InputError("--target-text: is empty")
+    if not settings.prompt.strip():
+        raise InputError("--prompt: is empty")
+    for name in settings.protocols:
+        check_name("--protocols", name, PROTOCOLS)
     if settings.target_emotions is not None:
-        parse_mixture(settings.target_emotions)
-    part_sizes(settings.neighbours, settings.generations, settings.variants)
+        with naming("--target-emotions"):
+            parse_mixture(settings.target_emotions)
+    with naming("--neighbours"):
+        part_sizes(settings.neighbours, settings.generations, settings.variants)
+
+
+def played(settings: Settings) -> tuple[str, ...]:
+    """The protocols asked for, in the registry's order."""
+    return tuple(name for name in PROTOCOLS if name in settings.protocols or name in ALWAYS)
 
 
 def target_names(settings: Settings) -> list[str]:

@@ -18,10 +18,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import tyro
 
 from experiment.errors import InputError
+from experiment.figures import COLOURS, MARKERS, new_figure, save_figure
 from experiment.files import ROOT, replace_atomically
+from experiment.parallel import parallel_map
+from point_in_space_sim.corpus import load_corpus
+from point_in_space_sim.engine.assets import cache_folder
+from point_in_space_sim.engine.base_model import load_base_model
+from point_in_space_sim.engine.fine_tuning import tune
+from point_in_space_sim.engine.sampling import distinct_2, sample_comments
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
+from point_in_space_sim.mapper import load_mapper, map_texts
+from point_in_space_sim.target import distances_to, emotion_target, find_neighbourhood
 
 CHOSEN_ON = ("joy", "nervousness")
 CHECKED_ON = ("gratitude", "sadness", "fear", "love")
@@ -49,7 +59,7 @@ STAGES: tuple[tuple[str, dict[str, tuple]], ...] = (
 class Settings:
     output_dir: Path = ROOT / "results" / "point_in_space_sim" / "hyperparameters"
     """Where trials.csv, choice.csv and the figure go."""
-    mapper: str = "auto"
+    mapper: str = "embedded"
     """As for run.py."""
     base_model: str = "smollm2-135m"
     """As for run.py."""
@@ -89,11 +99,6 @@ class Trial:
 @cache
 def loaded(base_model: str, mapper: str) -> tuple[Any, ...]:
     """(base model, mapper, corpus, its vectors), once a process."""
-    from point_in_space_sim.corpus import load_corpus
-    from point_in_space_sim.engine.assets import cache_folder
-    from point_in_space_sim.engine.base_model import load_base_model
-    from point_in_space_sim.mapper import load_mapper, map_texts
-
     corpus, loaded_mapper = load_corpus(), load_mapper(mapper)
     vectors = map_texts(loaded_mapper, corpus.texts, cache_folder() / "vectors")
     return load_base_model(base_model), loaded_mapper, corpus, vectors
@@ -102,9 +107,6 @@ def loaded(base_model: str, mapper: str) -> tuple[Any, ...]:
 @lru_cache(maxsize=16)  # the stage that varies sampling alone tunes nothing anew
 def tuned(base_model: str, mapper: str, emotion: str, comments: int, tuning: TuningSettings, seed: int) -> Any:
     """(adapter, seconds it took, training texts, neighbourhood)."""
-    from point_in_space_sim.engine.fine_tuning import tune
-    from point_in_space_sim.target import emotion_target, find_neighbourhood
-
     base, _, corpus, vectors = loaded(base_model, mapper)
     neighbourhood = find_neighbourhood(emotion_target(emotion, vectors), vectors, 100)
     texts = [corpus.texts[i] for i in neighbourhood.members[:comments]]
@@ -115,9 +117,6 @@ def tuned(base_model: str, mapper: str, emotion: str, comments: int, tuning: Tun
 
 def run_trial(trial: Trial) -> dict[str, Any]:
     """A row of trials.csv."""
-    from point_in_space_sim.engine.sampling import distinct_2, sample_comments
-    from point_in_space_sim.target import distances_to
-
     run = trial.run
     tune_seed, sample_seed = (int(s) for s in np.random.SeedSequence(trial.seed).generate_state(2))
     adapter, tuning_seconds, texts, neighbourhood = tuned(
@@ -180,8 +179,6 @@ def choose(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def main(settings: Settings) -> None:
-    from experiment.parallel import parallel_map
-
     path = settings.output_dir / "trials.csv"
     rows: list[dict[str, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
     if rows and rows[0]["mapper"] != (name := loaded(settings.base_model, settings.mapper)[1].name):
@@ -253,8 +250,6 @@ def write(table: pd.DataFrame, path: Path) -> None:
 
 def draw(trials: pd.DataFrame, best: dict[str, Any], folder: Path) -> None:
     """Left: every setting's distance against its variety; the choice is ringed. Right: the choice on every emotion."""
-    from experiment.figures import COLOURS, MARKERS, new_figure, save_figure
-
     figure, axes = new_figure(1, 2, width=7.5, height=3.6, width_ratios=(3, 2))
     left, right = axes[0]
     for i, (stage, _) in enumerate(STAGES):
@@ -300,8 +295,6 @@ def draw(trials: pd.DataFrame, best: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
     # Under the name by which worker processes find it.
     from point_in_space_sim.study_hyperparameters import Settings, main
 

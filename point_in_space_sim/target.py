@@ -1,5 +1,6 @@
 """Where the models are to go: a target point in emotion space, its neighbourhood of comments, their centroid."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from experiment.command_line import check_name
 from experiment.errors import InputError
+from experiment.run_folder import hash_of
 from point_in_space_sim.corpus import EMOTIONS
 
 THIRDS = 3
@@ -34,7 +36,7 @@ class Neighbourhood:
 
 def emotion_target(emotion: str, vectors: np.ndarray) -> Target:
     """The comment that scores highest on the emotion; vectors: (comments, 28)."""
-    check_name("--emotions", emotion, EMOTIONS)
+    check_name("emotion", emotion, EMOTIONS)
     comment = int(np.argmax(vectors[:, EMOTIONS.index(emotion)]))
     return Target(emotion, vectors[comment], comment)
 
@@ -61,15 +63,19 @@ def parse_mixture(text: str) -> dict[str, float]:
             weight = float(number)
         except ValueError:
             raise InputError(
-                f"--target-emotions {text!r}: {entry.strip()!r} is not EMOTION=PROBABILITY; write joy=0.7,gratitude=0.3"
+                f"{text!r}: {entry.strip()!r} is not EMOTION=PROBABILITY; write joy=0.7,gratitude=0.3"
             ) from None
-        check_name("--target-emotions", emotion, EMOTIONS)
+        check_name("emotion", emotion, EMOTIONS)
         if not 0 < weight <= 1 or emotion in weights:
-            raise InputError(
-                f"--target-emotions {text!r}: every emotion once, with a probability above 0 and at most 1"
-            )
+            raise InputError(f"{text!r}: every emotion once, with a probability above 0 and at most 1")
         weights[emotion] = weight
     return weights
+
+
+def slug(target: str) -> str:
+    """A target's name as a file name; two targets never share one."""
+    words = re.sub("[^a-z0-9]+", "-", target.lower()).strip("-")[:40]
+    return target if target in EMOTIONS else f"{words}-{hash_of(target)[:6]}"
 
 
 def find_neighbourhood(target: Target, vectors: np.ndarray, size: int) -> Neighbourhood:
@@ -80,8 +86,8 @@ def find_neighbourhood(target: Target, vectors: np.ndarray, size: int) -> Neighb
     available = len(vectors) - (target.comment is not None)
     if size > available:
         raise InputError(
-            f"--neighbours {size}: the corpus has {available} comments beside the target; choose fewer, "
-            "or a larger --corpus"
+            f"{size} neighbours: the corpus has {available} comments beside the target; choose fewer, "
+            "or a larger corpus"
         )
     to_target = distances_to(target.vector, vectors)
     if target.comment is not None:
@@ -110,20 +116,9 @@ def part_sizes(neighbours: int, generations: int, variants: int) -> list[int]:
     for generation in range(1, generations + 1):
         if pool < variants:
             raise InputError(
-                f"--neighbours {neighbours}: too few for {variants} variants and {generations} generations "
+                f"{neighbours} neighbours are too few for {variants} variants and {generations} generations "
                 f"({pool} comments are left for generation {generation}); choose more neighbours or fewer generations"
             )
         sizes.append(pool // variants)
         pool -= sizes[-1]
     return sizes
-
-
-def planned_work(neighbours: int, generations: int, variants: int, samples: int) -> tuple[int, int]:
-    """(comments tuned on in one epoch, comments sampled) by all protocols on one target, at most.
-
-    A generation tunes the competition's variants, as many for the average, and one for the random pick; in the first
-    generation these are the same.
-    """
-    sizes = part_sizes(neighbours, generations, variants)
-    tuned = sum(single_sizes(neighbours)) + variants * sizes[0] + sum((2 * variants + 1) * n for n in sizes[1:])
-    return tuned, samples * (1 + THIRDS + generations * (variants + 3))

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
 
 from experiment.errors import InputError
 from experiment.files import ROOT
 from point_in_space_sim.corpus import EMOTIONS, load_corpus
 from point_in_space_sim.engine.assets import MINILM_WHEEL, wheel_cache
 from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, smollm2_cache, weights_hash
-from point_in_space_sim.main import slug
 from point_in_space_sim.mapper import EMBEDDED_FOLDER, classifier_hash, embedded_hash
-from point_in_space_sim.results import DRAWS, MODEL, generation_table, overall, read_csv, summary_table
+from point_in_space_sim.results import DRAWS, MODEL, generation_table, overall, read_table, summary_table
+from point_in_space_sim.target import slug
 
 # A probability is written with four decimals, so both ends of a distance move by up to half a unit in each dimension.
 DISTANCE_ROUNDING = 1e-4 * np.sqrt(len(EMOTIONS)) + 1e-6
@@ -28,20 +30,24 @@ WRITTEN = 1.1e-6  # other numbers are written with six decimals
 def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
     """(what differs, what could not be checked), a line each."""
     names = ("comments", "generations", "neighbourhoods", "summary")
-    comments, generations, nearby, summary = (read_csv(folder / f"{name}.csv") for name in names)
+    comments, generations, nearby, summary = (read_table(folder, name) for name in names)
     tables = dict(zip(names, (comments, generations, nearby, summary), strict=True))
     if differences := check_rows(tables, record):
         return differences, ["numbers: recomputed only where no row is missing"]
     differences = check_distances(comments, nearby)
     recomputed = generation_table(comments, generations[MODEL + DRAWS], nearby)
     differences += _compare("generations.csv", generations, recomputed, MODEL, "comments.csv")
-    differences += check_kept(generations)
+    differences += check_kept(comments, generations, nearby, record["choose_by"])
     recomputed = summary_table(comments, generations, nearby)
     differences += _compare("summary.csv", summary, recomputed, ["emotion"], "comments.csv")
     if record["answer"] != json.loads(json.dumps(overall(summary))):
         differences.append("run.json: its answer is not that of summary.csv")
-    differences += check_adapters(folder, generations, record) + check_training(folder, generations, nearby)
+    differences += check_adapters(folder, generations)
     more, unchecked = check_sources(record)
+    if (folder / "training").exists():
+        differences += check_training(folder, generations, nearby)
+    else:
+        unchecked.append("training: what the variants were tuned on is not here")
     return differences + more, unchecked
 
 
@@ -84,13 +90,22 @@ def check_distances(comments: pd.DataFrame, nearby: pd.DataFrame) -> list[str]:
     return differences
 
 
-def check_kept(generations: pd.DataFrame) -> list[str]:
-    """The competition keeps and reports the variant with the least mean distance in the sample that chooses."""
+def check_kept(comments: pd.DataFrame, generations: pd.DataFrame, nearby: pd.DataFrame, choose_by: str) -> list[str]:
+    """A competition keeps and reports the variant with the least mean distance in the sample that chooses.
+
+    choose_by: whether that is the distance to the centroid or to the target's own vector.
+    """
     differences = []
     names = ["emotion", "seed", "protocol", "generation"]
+    aims = nearby[nearby["rank"] == 0].set_index("emotion")[list(EMOTIONS)]
     for key, own in generations[generations["role"] == "selection"].groupby(names, sort=False):
-        distances = own["mean_distance"]
-        if own["kept"].sum() != 1 or distances[own["kept"]].item() > distances.min() + WRITTEN:
+        distances, rounding = own["mean_distance"], WRITTEN
+        if choose_by == "target":
+            samples = own[MODEL].merge(comments, on=MODEL, how="left")
+            samples["distance"] = np.linalg.norm(samples[list(EMOTIONS)] - aims.loc[key[0]], axis=1)
+            distances = samples.groupby(MODEL, sort=False)["distance"].mean().set_axis(own.index)
+            rounding = 2 * DISTANCE_ROUNDING
+        if own["kept"].sum() != 1 or distances[own["kept"]].item() > distances.min() + rounding:
             differences.append(f"generations.csv: {_named(names, key)}: kept is not the least distant variant")
         reported = generations[(generations["role"] == "report") & (generations[names] == list(key)).all(axis=1)]
         if set(reported["variant"]) != set(own.loc[own["kept"], "variant"]):
@@ -98,11 +113,8 @@ def check_kept(generations: pd.DataFrame) -> list[str]:
     return differences
 
 
-def check_adapters(folder: Path, generations: pd.DataFrame, record: dict[str, Any]) -> list[str]:
+def check_adapters(folder: Path, generations: pd.DataFrame) -> list[str]:
     """Every kept model is there, in safetensors, and holds finite numbers; unless all were left out of the folder."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
     differences: list[str] = []
     if not (folder / "adapters").exists():
         return differences

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import pandas as pd
 import pytest
 
 from experiment.command_line import run_script
+from experiment.verify import verify_run
 from point_in_space_sim import run as run_module
 from point_in_space_sim.corpus import EMOTIONS
-from point_in_space_sim.engine import variants as workshop
-from point_in_space_sim.results import read_csv
+from point_in_space_sim.engine import variants
+from point_in_space_sim.protocols import PROTOCOLS, Draw, Protocol
+from point_in_space_sim.results import read_table
 from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,9 +111,13 @@ def test_files_of_a_run(finished):
         "run.json",
         "training",
         "adapters",
+        "games",
     }
     record = json.loads((folder / "run.json").read_text())
     assert record["emotions"] == ["joy"] and record["neighbours"] == 20 and record["epochs"] == 2
+    assert record["protocols"] == list(PROTOCOLS)
+    prompt = "<|im_start|>user\nWrite a Reddit comment.<|im_end|>\n<|im_start|>assistant\n"
+    assert record["rendered_prompt"] == prompt
     for name in ("base_model_sha256", "mapper_sha256", "corpus_sha256"):
         assert len(record[name]) == 64
     page = (folder / "comments.md").read_text()
@@ -119,7 +126,7 @@ def test_files_of_a_run(finished):
 
 def test_comments_and_their_distances(finished):
     folder, _ = finished
-    comments, near = read_csv(folder / "comments.csv"), read_csv(folder / "neighbourhoods.csv")
+    comments, near = read_table(folder, "comments"), read_table(folder, "neighbourhoods")
     assert list(comments) == [
         "emotion",
         "protocol",
@@ -144,8 +151,8 @@ def test_comments_and_their_distances(finished):
 
 def test_generations_and_summary(finished):
     folder, _ = finished
-    comments, generations = read_csv(folder / "comments.csv"), read_csv(folder / "generations.csv")
-    summary = read_csv(folder / "summary.csv").iloc[0]
+    comments, generations = read_table(folder, "comments"), read_table(folder, "generations")
+    summary = read_table(folder, "summary").iloc[0]
     assert (generations["interval_low"] <= generations["mean_distance"]).all()
     assert (generations["mean_distance"] <= generations["interval_high"]).all()
     multi = generations[generations["protocol"] == "multi"]
@@ -170,7 +177,7 @@ def test_training_files_and_kept_adapters(finished, world):
     from transformers import AutoModelForCausalLM
 
     folder, _ = finished
-    corpus = set(pd.read_csv(world / "corpus.csv")["text"])
+    corpus = set(pd.read_table(world, "corpus")["text"])
     files = sorted((folder / "training").glob("*.jsonl"))
     assert len(files) == 3 + 2 * 3 + 2 * 1 + 2 * 3
     for path in files:
@@ -201,12 +208,13 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(finished, world, monkey
     assert not (output / "run.json").exists() and len(made) >= 5
 
     tuned = []
-    tune = workshop.tune
-    monkeypatch.setattr(workshop, "tune", lambda *given: tuned.append(given) or tune(*given))
+    tune = variants.tune
+    monkeypatch.setattr(variants, "tune", lambda *given, **more: tuned.append(given) or tune(*given, **more))
     assert run_here(monkeypatch, world, output) == 0
-    # 3 single, 3 shared, 3 + 1 + 3 in the second generation; averages are no tuning.
-    assert 0 < len(tuned) <= 13 - (len(made) - 1)
+    # A rehearsal; 3 single, 3 shared, 3 + 1 + 3 in the second generation; averages are no tuning.
+    assert 1 < len(tuned) <= 1 + 13 - (len(made) - 1)
     assert content(output) == content(finished[0])
+    assert not (output / ".parts").exists()
 
 
 def test_results_do_not_depend_on_jobs(world, monkeypatch, tmp_path):
@@ -216,8 +224,8 @@ def test_results_do_not_depend_on_jobs(world, monkeypatch, tmp_path):
     assert content(tmp_path / "1") == content(tmp_path / "2")
 
 
-def test_finished_target_is_not_run_again_and_others_are_added(finished, world, monkeypatch, capsys):
-    folder, _ = finished
+def test_finished_target_is_not_run_again_and_others_are_added(finished, world, monkeypatch, capsys, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
     before = content(folder)
     assert run_here(monkeypatch, world, folder) == 0
     assert "finished before, nothing to do" in capsys.readouterr().out
@@ -225,12 +233,86 @@ def test_finished_target_is_not_run_again_and_others_are_added(finished, world, 
     weights = folder / "adapters" / "joy-seed-0-multi-2" / "adapter_model.safetensors"
     written = weights.stat().st_mtime_ns
     assert run_here(monkeypatch, world, folder, "--target-emotions", "joy=0.7,fear=0.3") == 0
-    summary = read_csv(folder / "summary.csv")
+    summary = read_table(folder, "summary")
     assert summary["emotion"].tolist() == ["joy", "joy=0.7,fear=0.3"]
     assert weights.stat().st_mtime_ns == written
-    old = read_csv(folder / "comments.csv").query("emotion == 'joy'")
+    old = read_table(folder, "comments").query("emotion == 'joy'")
     assert old.to_csv(index=False, lineterminator="\n").encode() == before["comments.csv"]
     assert json.loads((folder / "run.json").read_text())["emotions"] == ["joy", "joy=0.7,fear=0.3"]
+
+
+def test_a_run_that_was_handed_on_without_its_games(finished, world, monkeypatch, capsys, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    for name in ("games", "adapters", "training"):
+        shutil.rmtree(folder / name)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert run_here(monkeypatch, world, folder) == 0
+    assert "finished before, nothing to do" in capsys.readouterr().out
+    assert run_here(monkeypatch, world, folder, "--emotions", "joy", "fear") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "without" not in line and "games (games/) of joy are not here" in line
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def thirds(game):
+    """A protocol of the tests: competes with itself, on thirds of the pool in order."""
+    models = [game.tuned(game.texts[i::3], None, 1) for i in range(3)]
+    seed = game.seed_of("selection", 1)
+    drawn = yield [variants.Request(model, (seed,)) for model in models]
+    winner = game.nearest([drawn[model.name, seed] for model in models])
+    yield [game.asks(models[winner], "thirds", 1)]
+    return [
+        *(Draw("thirds", 1, i + 1, "selection", model, seed, i == winner) for i, model in enumerate(models)),
+        Draw("thirds", 1, winner + 1, "report", models[winner], game.report),
+    ]
+
+
+def test_a_new_protocol_is_a_function_and_a_line(world, monkeypatch, tmp_path, capsys):
+    entry = Protocol(thirds, "thirds in their order", "thirds", against=("multi", "averaged"))
+    monkeypatch.setitem(PROTOCOLS, "thirds", entry)
+    options = ["--protocols", "thirds", "sequential", "--generations", 1, "--neighbours", 9]
+    assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
+    assert "; single, multi (1 x 3), sequential, thirds; " in capsys.readouterr().out
+    protocols = ["base", "single", "multi", "sequential", "thirds"]
+    comments, summary = read_table(tmp_path / "run", "comments"), read_table(tmp_path / "run", "summary")
+    assert list(comments["protocol"].unique()) == protocols
+    distances = [summary[f"{protocol}_distance"].item() for protocol in protocols]
+    last = comments[comments["role"] == "report"].groupby("protocol").tail(5).groupby("protocol")["distance"].mean()
+    assert distances == pytest.approx([last[protocol] for protocol in protocols], abs=1e-5)
+    assert summary["thirds_minus_multi"].item() == pytest.approx(distances[4] - distances[2], abs=2e-6)
+    assert {"thirds_fresh_minus_selection", "thirds_copied"} < set(summary)
+    assert not any("averaged" in column for column in summary)  # it was not played
+    for name in FIGURES:
+        assert (tmp_path / "run" / f"{name}.png").stat().st_size > 5000
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "thirds in their order" in page and "thirds minus multi" in page
+    assert verify_run(tmp_path / "run") == ([], [])
+    # The same game is the same whatever else is played beside it.
+    assert run_here(monkeypatch, world, tmp_path / "less", *options[:1], "multi", *options[3:]) == 0
+    less = read_table(tmp_path / "less", "comments")
+    pd.testing.assert_frame_equal(less, comments[comments["protocol"].isin(protocols[:3])].reset_index(drop=True))
+
+
+def test_choice_by_the_target(finished, world, monkeypatch, tmp_path):
+    """What is kept is the nearest to the target's own vector; reported distances stay those to the centroid."""
+    options = ["--choose-by", "target", "--generations", 1, "--samples", 4, "--prompt", "Say something."]
+    assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
+    comments, near = (read_table(tmp_path / "run", name) for name in ("comments", "neighbourhoods"))
+    generations = read_table(tmp_path / "run", "generations")
+    chosen = comments[comments["role"] == "selection"]
+    target, labels = near.loc[near["rank"] == 0, list(EMOTIONS)].to_numpy()[0], list(EMOTIONS)
+    to_target = chosen.assign(own=np.linalg.norm(chosen[labels] - target, axis=1)).groupby("variant")["own"].mean()
+    kept = generations[(generations["role"] == "selection") & generations["kept"]]["variant"].item()
+    assert kept == to_target.idxmin()
+    centroid = near.loc[near["rank"] > 0, labels].mean().to_numpy()
+    assert comments["distance"].to_numpy() == pytest.approx(
+        np.linalg.norm(comments[labels].to_numpy() - centroid, axis=1), abs=1e-3
+    )
+    assert verify_run(tmp_path / "run") == ([], [])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["prompt"] == "Say something." and "Say something." in record["rendered_prompt"]
+    first = next((tmp_path / "run" / "training").glob("*.jsonl")).read_text(encoding="utf-8").splitlines()[0]
+    assert json.loads(first)["messages"][0]["content"] == "Say something."
 
 
 def test_full_tuning_of_a_text_target(world, monkeypatch, tmp_path):
@@ -253,11 +335,10 @@ def test_full_tuning_of_a_text_target(world, monkeypatch, tmp_path):
         )
         == 0
     )
-    summary = read_csv(tmp_path / "run" / "summary.csv")
+    summary = read_table(tmp_path / "run", "summary")
     assert summary["emotion"].tolist() == [f'"{text}"']
     (kept,) = (tmp_path / "run" / "adapters").glob("*-multi-1")
-    workshop.cached_base_model.cache_clear()
-    workshop.cached_base_model(str(kept), "cpu")
+    variants.load_base_model(str(kept), "cpu")
 
 
 def test_dry_run_says_what_it_would_do(world, monkeypatch, capsys, tmp_path):
@@ -271,13 +352,16 @@ def test_dry_run_says_what_it_would_do(world, monkeypatch, capsys, tmp_path):
     ("more", "message"),
     [
         (["--emotions", "jyo"], "did you mean joy"),
-        (["--neighbours", "60"], "59 comments beside the target"),
+        (["--neighbours", "60"], "--neighbours: 60 neighbours: the corpus has 59 comments beside the target"),
         (["--generations", "30"], "too few for 3 variants and 30 generations"),
         (["--target-emotions", "joy:1"], "not EMOTION=PROBABILITY"),
         (["--target-emotions", "joy=1", "--target-text", "a"], "give one of them"),
         (["--target-text", " "], "is empty"),
         (["--variants", "1"], "--variants 1: out of range"),
         (["--samples", "0"], "--samples 0: out of range"),
+        (["--protocols", "mutli"], "did you mean multi"),
+        (["--prompt", " "], "--prompt: is empty"),
+        (["--choose-by", "luck"], "choose-by"),
         (["--learning-rate", "0"], "--learning-rate 0.0: out of range"),
         (["--preset", "quik"], "did you mean quick"),
         (["--device", "abacus"], "abacus"),

@@ -7,29 +7,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from point_in_space_sim.corpus import EMOTIONS
-from point_in_space_sim.protocols import (
-    Averaged,
-    Batch,
-    Game,
-    Request,
-    Tuned,
-    deal,
-    derived_seed,
-    merge_requests,
-    name_of,
-    play,
-    without,
+from point_in_space_sim.engine.recipes import Averaged, Request, Sampled, Tuned, merge_requests, name_of
+from point_in_space_sim.protocols import PROTOCOLS, Game, deal, derived_seed, play, without, work_of
+from point_in_space_sim.results import (
+    bootstrap_indices,
+    finished_targets,
+    generation_table,
+    interval,
+    load_game,
+    published,
+    resampled_means,
+    save_game,
+    summary_row,
 )
-from point_in_space_sim.results import bootstrap_indices, generation_table, interval, resampled_means, summary_row
 from point_in_space_sim.target import part_sizes
+
+AIM = np.full(28, 0.3)
 
 
 def game(neighbours=100, generations=3, variants=3, seed=0, target="joy"):
-    return Game(target, tuple(f"comment {i}" for i in range(neighbours)), np.zeros(28), seed, generations, variants)
+    return Game(target, tuple(f"comment {i}" for i in range(neighbours)), AIM, seed, generations, variants)
 
 
 class Fake:
-    """Stands in for the models: every sample's distances follow from the model's name and the sample's seed."""
+    """Stands in for the models: every sample's vectors follow from the model's name and the sample's seed."""
 
     def __init__(self, samples=5):
         self.samples, self.steps = samples, []
@@ -42,7 +43,7 @@ class Fake:
                 generator = np.random.default_rng([sample, derived_seed(0, name_of(request.model))])
                 vectors = generator.random((self.samples, 28))
                 texts = tuple(f"{name_of(request.model)} {sample} {i}" for i in range(self.samples))
-                drawn[name_of(request.model), sample] = Batch(texts, vectors, np.linalg.norm(vectors, axis=1), 0.0)
+                drawn[name_of(request.model), sample] = Sampled(texts, vectors, 0.0)
         return drawn
 
 
@@ -76,7 +77,7 @@ def test_competition_never_trains_on_a_removed_comment(size, seed):
         assert len(set(dealt)) == len(dealt)
         assert not removed & set(dealt) and set(dealt) <= set(own.texts)
         assert all(name_of(draw.model.start) == name_of(best) for draw, _ in choices)
-        winner = min(choices, key=lambda choice: choice[1].distances.mean())[0]
+        winner = min(choices, key=lambda choice: np.linalg.norm(choice[1].vectors - AIM, axis=1).mean())[0]
         assert [draw.variant for draw, _ in choices if draw.kept] == [winner.variant]
         best = winner.model
         removed |= set(best.texts)
@@ -136,7 +137,7 @@ def test_reports_are_paired_and_never_the_sample_that_chose():
 
 def test_a_protocol_does_not_depend_on_which_others_are_played():
     together = [(d.protocol, d.generation, d.variant, name_of(d.model), d.sample) for d, _ in play(game(), Fake())]
-    for protocol in ("base", "single", "multi", "sequential", "averaged"):
+    for protocol in PROTOCOLS:
         alone = play(game(), Fake(), [protocol])
         assert [(d.protocol, d.generation, d.variant, name_of(d.model), d.sample) for d, _ in alone] == [
             row for row in together if row[0] == protocol
@@ -163,7 +164,39 @@ def test_merged_requests():
         (model.name, (1, 3), ("kept",)),
         ("base", (2,), ()),
     ]
-    assert Tuned(("a",), model, 0).name != model.name != Tuned(("a",), None, 1).name
+    names = {Tuned(*recipe).name for recipe in [(("a",), None, 1), (("a",), model, 0), (("a",), None, 0, ("a", "b"))]}
+    assert len(names | {model.name}) == 4
+
+
+def test_work_of_the_study():
+    """Single models, the first generation once, then three variants twice and a random pick; at most, since protocols
+    may share a model."""
+    most = 199 + 99 + 7 * 22 + 7 * 15, 50 * (4 + 9 + 9)
+    work = work_of(list(PROTOCOLS), 100, 3, 3, 50)
+    assert 0.8 * most[0] < work.tuned <= most[0] and 0.8 * most[1] < work.sampled <= most[1]
+    assert 6 <= work.at_once <= 7
+    assert work_of(["base", "single", "multi"], 100, 3, 3, 50).tuned == 199 + 99 + 3 * 22 + 3 * 15
+    assert work_of(["base"], 100, 3, 3, 50).sampled == 50
+
+
+def test_finished_games_are_read_as_they_were_written(tmp_path):
+    texts = ["", "a\nb", "\u00e9 \U0001f600", "'quoted, \"text\"'"]
+    comments = pd.DataFrame({"emotion": "joy", "text": texts, "distance": np.random.default_rng(0).random(4)})
+    draws = pd.DataFrame({"emotion": ["joy"], "seed": [3], "kept": [True], "broken": [0.1]})
+    save_game(tmp_path / "joy-seed-3.npz", {"comments": comments, "draws": draws})
+    for name, table in load_game(tmp_path / "joy-seed-3.npz").items():
+        pd.testing.assert_frame_equal(table, {"comments": comments, "draws": draws}[name], check_exact=True)
+    assert list(finished_targets(tmp_path, [3])) == ["joy"] and finished_targets(tmp_path, [3, 4]) == {}
+    (tmp_path / "joy-seed-3.npz").write_bytes(b"PK")
+    assert load_game(tmp_path / "joy-seed-3.npz") is None and finished_targets(tmp_path, [3]) == {}
+
+
+def test_published_figures_are_the_ones_that_the_study_states():
+    table = published()
+    assert set(table["emotion"]) == set(EMOTIONS)
+    means = table.drop(columns="emotion").mean()
+    assert means.drop("reduction_percent").round(3).tolist() == [0.217, 0.718, 0.625, 0.609, 0.714, 0.570, 0.448]
+    assert means["reduction_percent"] == pytest.approx(28.5, abs=0.05)
 
 
 @pytest.mark.parametrize("seeds, between", [(1, 0.0), (8, 0.0), (8, 0.1)])
@@ -252,8 +285,9 @@ def test_summary_reports_fresh_samples_with_paired_intervals():
         bounds = [row[f"multi_minus_{other}{end}"] for end in ("", "_low", "_high")]
         assert bounds == pytest.approx([difference] * 3)
     assert row["multi_low"] < row["multi_distance"] < row["multi_high"]
-    assert row["selection_distance"] == pytest.approx(0.01 * shared.mean())
-    assert row["fresh_minus_selection"] == pytest.approx(row["multi_distance"] - row["selection_distance"])
+    assert row["multi_selection_distance"] == pytest.approx(0.01 * shared.mean())
+    chosen = row["multi_selection_distance"]
+    assert row["multi_fresh_minus_selection"] == pytest.approx(row["multi_distance"] - chosen)
     kept = generations[generations["kept"] & (generations["protocol"] == "multi")]
     assert sorted(kept["role"]) == ["report", "report", "selection", "selection"]
     assert set(generations["copied"]) == {1.0}

@@ -30,8 +30,9 @@ from experiment.report import (
 )
 from experiment.run_folder import open_run
 from experiment.statistics import mean_interval
+from point_in_space_sim.protocols import PROTOCOLS
 from point_in_space_sim.report_page import answer as space_answer
-from point_in_space_sim.results import ANSWERS
+from point_in_space_sim.results import comparisons
 from tests.browser import CHROMEDRIVER, CHROMIUM, MISSING, open_browser
 from user_grouping_evaluation_sim.report_page import answer as grouping_answer
 from user_grouping_evaluation_sim.tables import regret
@@ -364,12 +365,10 @@ def test_answer_of_user_grouping():
 )
 def test_answer_of_point_in_space(low, high, verdict):
     """The sentence says no more than the interval does."""
-    columns = [*ANSWERS, "base_distance", "neighbourhood_distance"]
-    ends = {
-        f"{name.removesuffix('_percent')}_{end}": value
-        for name in ANSWERS
-        for end, value in (("low", low), ("high", high))
-    }
+    compared = [f"{name}_minus_{other}" for name, other in comparisons(list(PROTOCOLS))]
+    columns = [*(f"{name}_distance" for name in PROTOCOLS), "neighbourhood_distance", *compared]
+    names = (*PROTOCOLS, *compared, "reduction")
+    ends = {f"{name}_{end}": value for name in names for end, value in (("low", low), ("high", high))}
     row = {"emotion": "joy", "seeds": 1, **dict.fromkeys(columns, 0.5), "reduction_percent": 7.5, **ends}
     summary = pd.DataFrame([row])
     first = space_answer(summary)[0]

@@ -16,8 +16,8 @@ from point_in_space_sim.target import (
     mixture_target,
     parse_mixture,
     part_sizes,
-    planned_work,
     single_sizes,
+    slug,
     text_target,
 )
 
@@ -96,8 +96,6 @@ def test_bad_targets():
 def test_sizes_of_the_study():
     assert single_sizes(100) == [33, 66, 100]
     assert part_sizes(100, 3, 3) == [33, 22, 15]
-    # Single models, the first generation once, then three variants twice and a random pick.
-    assert planned_work(100, 3, 3, 50) == (199 + 99 + 7 * 22 + 7 * 15, 50 * (4 + 9 + 9))
     with pytest.raises(InputError, match="2 comments are left for generation 4"):
         part_sizes(6, 9, 3)
 
@@ -106,3 +104,11 @@ def test_distances_are_euclidean_in_double_precision():
     vectors = np.zeros((2, 28), dtype=np.float32)
     vectors[1, :2] = 3, 4
     assert distances_to(np.zeros(28), vectors).tolist() == [0.0, 5.0]
+
+
+def test_targets_names_as_file_names():
+    assert slug("joy") == "joy"
+    names = ["joy", '"joy"', '"Joy"', '"joy!"', "joy=1", '"../../joy"', '"\u559c\u60a6"', '"' + "a" * 300 + '"']
+    slugs = [slug(name) for name in names]
+    assert len(set(slugs)) == len(names)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and len(name) < 50 for name in slugs)

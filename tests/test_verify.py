@@ -135,7 +135,7 @@ POINT_CHANGES = [
             "reduction_percent",
             "reduction_low",
             "multi_minus_sequential",
-            "fresh_minus_selection",
+            "multi_fresh_minus_selection",
             "neighbourhood_distance",
         )
     ),

@@ -17,9 +17,9 @@ from experiment.files import sha256_file
 from point_in_space_sim.engine.assets import SMOLLM2_WHEEL, cache_folder, model_folder, new_cache_entry, wheel_folder
 from point_in_space_sim.engine.guard import one_line, reason
 from point_in_space_sim.engine.layers import in_float32, layers_are_plain
+from point_in_space_sim.engine.settings import PROMPT
 
 DEFAULT_BASE_MODEL = "smollm2-135m"
-PROMPT = "Write a Reddit comment."
 MAX_TOKENS = 256
 """Longer comments are cut, without an end: the mapper reads no more, and attention's memory grows with the square."""
 TEMPLATE_DATE = datetime(2024, 7, 26)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+PROMPT = "Write a Reddit comment."
+
 
 @dataclass(frozen=True)
 class TuningSettings:

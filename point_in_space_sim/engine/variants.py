@@ -1,4 +1,8 @@
-"""How the protocols' models are made: tuned, sampled, mapped and kept, each on disk as soon as it is finished."""
+"""The engine: makes models by their recipes, samples and maps them. It knows no centroid, no judge, no progress bar.
+
+Several models are made at once, each is on disk as soon as it is finished, and none is made twice: a killed run goes on
+from what is there.
+"""
 
 import ctypes
 import errno
@@ -6,11 +10,10 @@ import gc
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,86 +33,84 @@ from point_in_space_sim.engine.fine_tuning import (
     save_adapter,
     tune,
 )
+from point_in_space_sim.engine.recipes import (
+    Averaged,
+    Drawn,
+    Model,
+    Request,
+    Sampled,
+    Texts,
+    Tuned,
+    merge_requests,
+    name_of,
+)
 from point_in_space_sim.engine.sampling import sample_comments
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 from point_in_space_sim.mapper import Mapper
-from point_in_space_sim.protocols import Averaged, Batch, Drawn, Game, Model, Request, Texts, Tuned, name_of
-from point_in_space_sim.target import distances_to, planned_work
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 _glibc = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim") else None
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """All that a worker process needs to make models and draw samples, and the folders where they go."""
+class Engine:
+    """All that a worker process needs to make models and draw samples."""
 
     base_model: str
+    prompt: str
     device: str
     tuning: TuningSettings
     sampling: SamplingSettings
-    samples: int
-    parts: Path = field(repr=False)
-    adapters: Path = field(repr=False)
-    prefix: str = ""  # of the kept adapters' names
-
-    def kept(self, name: str) -> Path:
-        return self.adapters / f"{self.prefix}-{name}"
+    samples: int  # comments a sample
+    scratch: Path  # the folder of what is finished, models and samples by their recipe's name; the caller's to remove
+    kept: Path  # the folder of the models that are kept, by the names that requests give them
 
 
-def fulfil_requests(
-    workshop: Workshop, game: Game, mapper: Mapper, jobs: int, progress: "tqdm[None]", requests: list[Request]
+def fulfil(
+    engine: Engine,
+    mapper: Mapper,
+    requests: Sequence[Request],
+    *,
+    jobs: int = 1,
+    advance: Callable[[int], object] = lambda comments: None,
 ) -> Drawn:
-    """Makes what is not yet on disk, several models at once, and maps the samples.
+    """Makes what is not yet on disk, several models at once; gives all the requests' samples.
 
-    They are mapped here, so that no worker holds a mapper, and by one thread, as models are made (see carry_out).
+    advance: told of every finished model its request's cost. Requests may belong to one game or to many. Samples are
+    mapped here, so that no worker holds a mapper, and by one thread, as models are made (see carry_out).
     """
+    requests = merge_requests(requests)
     costs = {
-        name_of(request.model): request_cost(request, workshop)
-        for request in requests
-        if not _is_done(workshop, request)
+        name_of(request.model): cost_left(engine, request) for request in requests if not _is_done(engine, request)
     }
     missing = [request for request in requests if name_of(request.model) in costs]
     # The longest first, so that the workers end together.
     missing.sort(key=lambda request: -costs[name_of(request.model)])
-    devices = _devices(workshop.device)
+    devices = _devices(engine.device)
     tasks = [(devices[i % len(devices)], request) for i, request in enumerate(missing)]
-    finished = parallel_map(partial(carry_out, workshop, game.texts), tasks, jobs=jobs)
+    finished = parallel_map(partial(carry_out, engine), tasks, jobs=jobs)
     for request, _ in zip(missing, finished, strict=True):
-        progress.update(costs[name_of(request.model)])
-    drawn: dict[tuple[str, int], Batch] = {}
+        advance(costs[name_of(request.model)])
     torch.set_num_threads(1)
-    for request in requests:
-        for sample in request.samples:
-            path = _sample_path(workshop, request.model, sample)
-            arrays = load_arrays(path)
-            assert arrays is not None, "a finished sample is on disk"
-            texts = tuple(map(str, arrays["texts"]))
-            if "vectors" not in arrays:
-                arrays["vectors"] = mapper(texts)
-                save_arrays(path, arrays)
-            distances = distances_to(game.centroid, arrays["vectors"])
-            drawn[name_of(request.model), sample] = Batch(texts, arrays["vectors"], distances, float(arrays["broken"]))
-    return drawn
+    return {
+        (name_of(request.model), sample): _mapped(_sample_path(engine, request.model, sample), mapper)
+        for request in requests
+        for sample in request.samples
+    }
 
 
-def request_cost(request: Request, workshop: Workshop) -> float:
-    """What is left of the request's work, in comments that go through the model: epochs of tuning, and samples."""
-    tuned = 0
-    if isinstance(request.model, Tuned) and not _model_path(workshop, request.model).is_dir():
-        tuned = len(request.model.texts) * workshop.tuning.epochs
-    return tuned + workshop.samples * len(request.samples)
+def request_cost(request: Request, epochs: int, samples: int) -> int:
+    """The request's work in comments that go through the model: once an epoch of tuning, and once when sampled."""
+    tuned = len(request.model.texts) if isinstance(request.model, Tuned) else 0
+    return tuned * epochs + samples * len(request.samples)
 
 
-def planned_cost(game: Game, workshop: Workshop) -> float:
-    """request_cost of a whole game, at most: protocols may happen to share a model."""
-    tuned, sampled = planned_work(len(game.texts), game.generations, game.variants, workshop.samples)
-    return tuned * workshop.tuning.epochs + sampled
+def cost_left(engine: Engine, request: Request) -> int:
+    """request_cost without the tuning of a model that is on disk."""
+    made = request.model is not None and _model_path(engine, request.model).is_dir()
+    return request_cost(request, 0 if made else engine.tuning.epochs, engine.samples)
 
 
-def carry_out(workshop: Workshop, neighbourhood: Texts, task: tuple[str, Request]) -> None:
+def carry_out(engine: Engine, task: tuple[str, Request]) -> None:
     """Makes one model, draws its samples and keeps it; each on disk as soon as it is finished.
 
     On a CPU a model is made by one thread: sums come in the same order whatever --jobs is, and several models at once
@@ -118,17 +119,17 @@ def carry_out(workshop: Workshop, neighbourhood: Texts, task: tuple[str, Request
     device, request = task
     torch.set_num_threads(1)
     return_large_memory_at_once()
-    base = cached_base_model(workshop.base_model, device)
-    adapter = _obtain(workshop, neighbourhood, base, request.model)
+    base = cached_base_model(engine.base_model, device, engine.prompt)
+    adapter = _obtain(engine, base, request.model)
     for sample in request.samples:
-        path = _sample_path(workshop, request.model, sample)
+        path = _sample_path(engine, request.model, sample)
         if load_arrays(path) is None:
-            samples = sample_comments(base, workshop.samples, sample, workshop.sampling, adapter)
+            samples = sample_comments(base, engine.samples, sample, engine.sampling, adapter)
             save_arrays(path, {"texts": np.array(samples.texts, dtype=str), "broken": np.array(samples.broken)})
     for name in request.keep_as:
-        if not workshop.kept(name).exists():
+        if not (engine.kept / name).exists():
             assert adapter is not None, "the base model is not kept"
-            _save_folder(workshop.kept(name), workshop.parts, partial(save_adapter, adapter, base=base))
+            _save_folder(engine.kept / name, engine.scratch, partial(save_adapter, adapter, base=base))
     return_memory()
 
 
@@ -154,22 +155,36 @@ def return_memory() -> None:
         _glibc.malloc_trim(0)
 
 
-def _obtain(workshop: Workshop, neighbourhood: Texts, base: BaseModel, model: Model) -> Adapter | None:
+def _mapped(path: Path, mapper: Mapper) -> Sampled:
+    """A finished sample with its vectors, which are added to it on disk."""
+    arrays = load_arrays(path)
+    assert arrays is not None, "a finished sample is on disk"
+    texts = tuple(map(str, arrays["texts"]))
+    if "vectors" not in arrays:
+        arrays["vectors"] = mapper(texts)
+        save_arrays(path, arrays)
+    return Sampled(texts, arrays["vectors"], float(arrays["broken"]))
+
+
+def _obtain(engine: Engine, base: BaseModel, model: Model) -> Adapter | None:
     """The model's adapter, from disk where it was finished before."""
     if model is None:
         return None
-    path = _model_path(workshop, model)
+    path = _model_path(engine, model)
     if (adapter := _load_weights(path)) is not None:
         return adapter
     if isinstance(model, Averaged):
-        adapters = [_obtain(workshop, neighbourhood, base, part) for part in model.models]
+        adapters = [_obtain(engine, base, part) for part in model.models]
         # Adapters from one start span nearly the same directions: the rank need not grow with every generation.
-        adapter = average_adapters([part for part in adapters if part is not None], workshop.tuning.rank)[0]
+        adapter = average_adapters([part for part in adapters if part is not None], engine.tuning.rank)[0]
     else:
-        start = _obtain(workshop, neighbourhood, base, model.start)
-        activations = _activations(base, neighbourhood, workshop.tuning) if base.has_plain_layers else None
-        adapter = tune(base, model.texts, workshop.tuning, model.seed, start, activations)
-    _save_folder(path, workshop.parts, partial(_save_weights, adapter, base=base))
+        start = _obtain(engine, base, model.start)
+        activations = None
+        if base.has_plain_layers:
+            key = (engine.base_model, str(base.device), engine.prompt)
+            activations = _cached_activations(*key, model.pool or model.texts, engine.tuning)
+        adapter = tune(base, model.texts, engine.tuning, model.seed, start, activations)
+    _save_folder(path, engine.scratch, partial(_save_weights, adapter, base=base))
     return adapter
 
 
@@ -213,17 +228,15 @@ def _save_folder(path: Path, scratch: Path, write: Callable[[Path], None]) -> No
 
 
 @lru_cache(maxsize=4)
-def cached_base_model(name: str, device: str) -> BaseModel:
-    return load_base_model(name, device)
+def cached_base_model(name: str, device: str, prompt: str) -> BaseModel:
+    return load_base_model(name, device, prompt=prompt)
 
 
-@lru_cache(maxsize=1)
-def _cached_activations(name: str, device: str, texts: Texts, settings: TuningSettings) -> FrozenActivations:
-    return frozen_activations(cached_base_model(name, device), texts, settings)
-
-
-def _activations(base: BaseModel, texts: Texts, settings: TuningSettings) -> FrozenActivations:
-    return _cached_activations(base.name, str(base.device), texts, settings)
+@lru_cache(maxsize=4)  # a few games side by side
+def _cached_activations(
+    name: str, device: str, prompt: str, pool: Texts, settings: TuningSettings
+) -> FrozenActivations:
+    return frozen_activations(cached_base_model(name, device, prompt), pool, settings)
 
 
 def _devices(device: str) -> list[str]:
@@ -233,23 +246,17 @@ def _devices(device: str) -> list[str]:
     return [device]
 
 
-def _model_path(workshop: Workshop, model: Tuned | Averaged) -> Path:
-    return workshop.parts / "models" / model.name
+def _model_path(engine: Engine, model: Tuned | Averaged) -> Path:
+    return engine.scratch / "models" / model.name
 
 
-def _sample_path(workshop: Workshop, model: Model, sample: int) -> Path:
-    return workshop.parts / "samples" / f"{name_of(model)}-{sample}.npz"
+def _sample_path(engine: Engine, model: Model, sample: int) -> Path:
+    return engine.scratch / "samples" / f"{name_of(model)}-{sample}.npz"
 
 
-def _is_done(workshop: Workshop, request: Request) -> bool:
+def _is_done(engine: Engine, request: Request) -> bool:
     return (
-        (request.model is None or bool(request.samples) or _model_path(workshop, request.model).is_dir())
-        and all(load_arrays(_sample_path(workshop, request.model, sample)) is not None for sample in request.samples)
-        and all(workshop.kept(name).is_dir() for name in request.keep_as)
+        (request.model is None or bool(request.samples) or _model_path(engine, request.model).is_dir())
+        and all(load_arrays(_sample_path(engine, request.model, sample)) is not None for sample in request.samples)
+        and all((engine.kept / name).is_dir() for name in request.keep_as)
     )
-
-
-def discard_weights(workshop: Workshop) -> None:
-    """Empties the folders of a finished game's models; the samples stay, and say that it need not be played again."""
-    for path in (workshop.parts / "models").glob("*/*"):
-        path.unlink()
