@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,6 @@ from point_in_space_sim.corpus import Corpus, load_corpus
 from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
 from point_in_space_sim.engine.fine_tuning import write_chat_jsonl
-from point_in_space_sim.engine.guard import one_line
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
 from point_in_space_sim.engine.rehearsal import rehearse
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
@@ -35,6 +34,7 @@ from point_in_space_sim.protocols import Draw, Game, Work, play, work_of
 from point_in_space_sim.report_page import report_page
 from point_in_space_sim.settings import Settings, check_settings, played, target_names
 from point_in_space_sim.target import (
+    Neighbourhood,
     Target,
     emotion_target,
     find_neighbourhood,
@@ -66,17 +66,16 @@ def main(settings: Settings) -> None:
         device = str(pick_device(settings.device))
     with naming("--corpus"):
         corpus = load_corpus(settings.corpus)
-    with naming("--mapper"), one_line(f"{settings.mapper} cannot be used", "choose another"):
+    with naming(f"--mapper {settings.mapper}"):
         mapper = load_mapper(settings.mapper, device)
         vectors = map_texts(mapper, corpus.texts, cache_folder() / "vectors")
         targets = targets_of(settings, corpus, mapper, vectors)
     with naming("--neighbours"):
         neighbourhoods = [find_neighbourhood(target, vectors, settings.neighbours) for target in targets]
-    with naming("--base-model"), one_line(f"{settings.base_model} cannot be used", "choose another"):
-        base = cached_base_model(settings.base_model, device, settings.prompt)
     tuning, sampling = tuned_settings(settings)
-    nearby = [corpus.texts[i] for near in neighbourhoods for i in near.members]
-    rehearse(base, mapper, nearby, tuning, sampling)
+    with naming(f"--base-model {settings.base_model}"):
+        base = cached_base_model(settings.base_model, device, settings.prompt)
+    rehearse(base, mapper, [corpus.texts[i] for near in neighbourhoods for i in near.members], tuning, sampling)
     identity = identity_of(settings, tuning, sampling, base, mapper, corpus)
     if settings.jobs > 1:
         # The workers load their own.
@@ -84,22 +83,11 @@ def main(settings: Settings) -> None:
     del base
     return_memory()
 
-    games = {
-        Game(
-            near.target.name,
-            tuple(corpus.texts[i] for i in near.members),
-            near.centroid if settings.choose_by == "centroid" else near.target.vector,
-            seed,
-            settings.generations,
-            settings.variants,
-        ): near
-        for near in neighbourhoods
-        for seed in seeds
-    }
+    games = games_of(neighbourhoods, corpus.texts, seeds, settings.generations, settings.variants, settings.choose_by)
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
         if run.finished and is_complete(run.path, [target.name for target in targets], seeds):
             tell(f"{', '.join(target_names(settings))}: finished before, nothing to do")
-            summary = results.read(run.path, "summary")
+            summary = results.read_table(run.path, "summary")
         else:
             engine = Engine(
                 base_model=settings.base_model,
@@ -168,6 +156,29 @@ def targets_of(settings: Settings, corpus: Corpus, mapper: Mapper, vectors: np.n
     return [emotion_target(emotion, vectors) for emotion in target_names(settings)]
 
 
+def games_of(
+    neighbourhoods: Sequence[Neighbourhood],
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    generations: int,
+    variants: int,
+    choose_by: Literal["centroid", "target"],
+) -> dict[Game, Neighbourhood]:
+    """A game for each target and seed, in that order. texts: the corpus's."""
+    return {
+        Game(
+            near.target.name,
+            tuple(texts[i] for i in near.members),
+            near.centroid if choose_by == "centroid" else near.target.vector,
+            seed,
+            generations,
+            variants,
+        ): near
+        for near in neighbourhoods
+        for seed in seeds
+    }
+
+
 def tuned_settings(settings: Settings) -> tuple[TuningSettings, SamplingSettings]:
     def given(cls: Any) -> dict[str, Any]:
         return {field.name: getattr(settings, field.name) for field in fields(cls) if field.name != "method"}
@@ -225,7 +236,7 @@ def is_complete(folder: Path, targets: Sequence[str], seeds: Sequence[int]) -> b
             return True
         raise InputError(
             f"{folder}: holds a run whose games (games/) of {', '.join(gone)} are not here, so no target can be added; "
-            "choose another --output-dir"
+            "choose another folder"
         )
     return set(targets) <= set(recorded) and set(games) == set(recorded)
 

@@ -14,7 +14,7 @@ import pandas as pd
 from experiment.files import ROOT
 from experiment.run_folder import load_arrays, save_arrays
 from experiment.statistics import mean_interval
-from experiment.tables import read_table
+from experiment.tables import read_table as read_any_table
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
 from point_in_space_sim.engine.sampling import distinct_2
@@ -335,6 +335,6 @@ def published() -> pd.DataFrame:
     return table
 
 
-def read(folder: Path, name: str) -> pd.DataFrame:
-    """One of a run's tables, every number exactly."""
-    return read_table(folder, name, keep_default_na=False, dtype=TEXT)
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """A run's table, every number exactly, and texts as they are."""
+    return read_any_table(folder, name, keep_default_na=False, dtype=TEXT)

@@ -19,7 +19,7 @@ from point_in_space_sim.corpus import EMOTIONS, load_corpus
 from point_in_space_sim.engine.assets import MINILM_WHEEL, wheel_cache
 from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, smollm2_cache, weights_hash
 from point_in_space_sim.mapper import EMBEDDED_FOLDER, classifier_hash, embedded_hash
-from point_in_space_sim.results import DRAWS, MODEL, generation_table, overall, read, summary_table
+from point_in_space_sim.results import DRAWS, MODEL, generation_table, overall, read_table, summary_table
 from point_in_space_sim.target import slug
 
 # A probability is written with four decimals, so both ends of a distance move by up to half a unit in each dimension.
@@ -30,7 +30,7 @@ WRITTEN = 1.1e-6  # other numbers are written with six decimals
 def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
     """(what differs, what could not be checked), a line each."""
     names = ("comments", "generations", "neighbourhoods", "summary")
-    comments, generations, nearby, summary = (read(folder, name) for name in names)
+    comments, generations, nearby, summary = (read_table(folder, name) for name in names)
     tables = dict(zip(names, (comments, generations, nearby, summary), strict=True))
     if differences := check_rows(tables, record):
         return differences, ["numbers: recomputed only where no row is missing"]

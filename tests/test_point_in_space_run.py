@@ -19,7 +19,7 @@ from point_in_space_sim import run as run_module
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine import variants
 from point_in_space_sim.protocols import PROTOCOLS, Draw, Protocol
-from point_in_space_sim.results import read
+from point_in_space_sim.results import read_table
 from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,7 +126,7 @@ def test_files_of_a_run(finished):
 
 def test_comments_and_their_distances(finished):
     folder, _ = finished
-    comments, near = read(folder, "comments"), read(folder, "neighbourhoods")
+    comments, near = read_table(folder, "comments"), read_table(folder, "neighbourhoods")
     assert list(comments) == [
         "emotion",
         "protocol",
@@ -151,8 +151,8 @@ def test_comments_and_their_distances(finished):
 
 def test_generations_and_summary(finished):
     folder, _ = finished
-    comments, generations = read(folder, "comments"), read(folder, "generations")
-    summary = read(folder, "summary").iloc[0]
+    comments, generations = read_table(folder, "comments"), read_table(folder, "generations")
+    summary = read_table(folder, "summary").iloc[0]
     assert (generations["interval_low"] <= generations["mean_distance"]).all()
     assert (generations["mean_distance"] <= generations["interval_high"]).all()
     multi = generations[generations["protocol"] == "multi"]
@@ -177,7 +177,7 @@ def test_training_files_and_kept_adapters(finished, world):
     from transformers import AutoModelForCausalLM
 
     folder, _ = finished
-    corpus = set(pd.read_csv(world / "corpus.csv")["text"])
+    corpus = set(pd.read_table(world, "corpus")["text"])
     files = sorted((folder / "training").glob("*.jsonl"))
     assert len(files) == 3 + 2 * 3 + 2 * 1 + 2 * 3
     for path in files:
@@ -233,10 +233,10 @@ def test_finished_target_is_not_run_again_and_others_are_added(finished, world, 
     weights = folder / "adapters" / "joy-seed-0-multi-2" / "adapter_model.safetensors"
     written = weights.stat().st_mtime_ns
     assert run_here(monkeypatch, world, folder, "--target-emotions", "joy=0.7,fear=0.3") == 0
-    summary = read(folder, "summary")
+    summary = read_table(folder, "summary")
     assert summary["emotion"].tolist() == ["joy", "joy=0.7,fear=0.3"]
     assert weights.stat().st_mtime_ns == written
-    old = read(folder, "comments").query("emotion == 'joy'")
+    old = read_table(folder, "comments").query("emotion == 'joy'")
     assert old.to_csv(index=False, lineterminator="\n").encode() == before["comments.csv"]
     assert json.loads((folder / "run.json").read_text())["emotions"] == ["joy", "joy=0.7,fear=0.3"]
 
@@ -274,7 +274,7 @@ def test_a_new_protocol_is_a_function_and_a_line(world, monkeypatch, tmp_path, c
     assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
     assert "; single, multi (1 x 3), sequential, thirds; " in capsys.readouterr().out
     protocols = ["base", "single", "multi", "sequential", "thirds"]
-    comments, summary = read(tmp_path / "run", "comments"), read(tmp_path / "run", "summary")
+    comments, summary = read_table(tmp_path / "run", "comments"), read_table(tmp_path / "run", "summary")
     assert list(comments["protocol"].unique()) == protocols
     distances = [summary[f"{protocol}_distance"].item() for protocol in protocols]
     last = comments[comments["role"] == "report"].groupby("protocol").tail(5).groupby("protocol")["distance"].mean()
@@ -289,7 +289,7 @@ def test_a_new_protocol_is_a_function_and_a_line(world, monkeypatch, tmp_path, c
     assert verify_run(tmp_path / "run") == ([], [])
     # The same game is the same whatever else is played beside it.
     assert run_here(monkeypatch, world, tmp_path / "less", *options[:1], "multi", *options[3:]) == 0
-    less = read(tmp_path / "less", "comments")
+    less = read_table(tmp_path / "less", "comments")
     pd.testing.assert_frame_equal(less, comments[comments["protocol"].isin(protocols[:3])].reset_index(drop=True))
 
 
@@ -297,8 +297,8 @@ def test_choice_by_the_target(finished, world, monkeypatch, tmp_path):
     """What is kept is the nearest to the target's own vector; reported distances stay those to the centroid."""
     options = ["--choose-by", "target", "--generations", 1, "--samples", 4, "--prompt", "Say something."]
     assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
-    comments, near = (read(tmp_path / "run", name) for name in ("comments", "neighbourhoods"))
-    generations = read(tmp_path / "run", "generations")
+    comments, near = (read_table(tmp_path / "run", name) for name in ("comments", "neighbourhoods"))
+    generations = read_table(tmp_path / "run", "generations")
     chosen = comments[comments["role"] == "selection"]
     target, labels = near.loc[near["rank"] == 0, list(EMOTIONS)].to_numpy()[0], list(EMOTIONS)
     to_target = chosen.assign(own=np.linalg.norm(chosen[labels] - target, axis=1)).groupby("variant")["own"].mean()
@@ -335,7 +335,7 @@ def test_full_tuning_of_a_text_target(world, monkeypatch, tmp_path):
         )
         == 0
     )
-    summary = read(tmp_path / "run", "summary")
+    summary = read_table(tmp_path / "run", "summary")
     assert summary["emotion"].tolist() == [f'"{text}"']
     (kept,) = (tmp_path / "run" / "adapters").glob("*-multi-1")
     variants.load_base_model(str(kept), "cpu")

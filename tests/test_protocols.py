@@ -22,7 +22,6 @@ from point_in_space_sim.results import (
 )
 from point_in_space_sim.target import part_sizes
 
-
 AIM = np.full(28, 0.3)
 
 

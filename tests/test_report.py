@@ -30,8 +30,8 @@ from experiment.report import (
 )
 from experiment.run_folder import open_run
 from experiment.statistics import mean_interval
-from point_in_space_sim.report_page import answer as space_answer
 from point_in_space_sim.protocols import PROTOCOLS
+from point_in_space_sim.report_page import answer as space_answer
 from point_in_space_sim.results import comparisons
 from tests.browser import CHROMEDRIVER, CHROMIUM, MISSING, open_browser
 from user_grouping_evaluation_sim.report_page import answer as grouping_answer

@@ -3,7 +3,6 @@
 benchmarks/stress_kill.py does the same at many more moments.
 """
 
-import json
 import os
 import shutil
 import signal

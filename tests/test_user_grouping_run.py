@@ -247,7 +247,7 @@ def test_paper_preset_is_the_study(paper_run):
     assert "(no genres listed)" in record["dimensions"]
     assert record["scoring"] == ["ranked"]
     with gzip.open(DATA / "ratings.csv.gz", "rt", encoding="utf-8") as file:
-        ids = sorted({int(line.split(",")[0]) for line in file if line[0].isdigit()})
+        ids = list(map(str, sorted({int(line.split(",")[0]) for line in file if line[0].isdigit()})))
     points = tables(folder)["points"]
     crowds = points.groupby("run")["user"].agg(set)
     for crowd in crowds:

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from experiment.errors import InputError
 from experiment.files import replace_atomically
-from point_in_space_sim.engine.base_model import MAX_TOKENS, PROMPT, BaseModel
+from point_in_space_sim.engine.base_model import MAX_TOKENS, BaseModel
 from point_in_space_sim.engine.guard import one_line
 from point_in_space_sim.engine.layers import packed_layout, run_layers
-from point_in_space_sim.engine.settings import TuningSettings
+from point_in_space_sim.engine.settings import PROMPT, TuningSettings
 
 
 @dataclass(frozen=True)
