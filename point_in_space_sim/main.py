@@ -70,7 +70,7 @@ def main(settings: Settings) -> None:
         mapper = load_mapper(settings.mapper, device)
         vectors = map_texts(mapper, corpus.texts, cache_folder() / "vectors")
         targets = targets_of(settings, corpus, mapper, vectors)
-    with naming("--neighbours"):
+    with naming(f"--neighbours {settings.neighbours}"):
         neighbourhoods = [find_neighbourhood(target, vectors, settings.neighbours) for target in targets]
     tuning, sampling = tuned_settings(settings)
     with naming(f"--base-model {settings.base_model}"):

@@ -109,9 +109,9 @@ def check_settings(settings: Settings) -> None:
     for name in settings.protocols:
         check_name("--protocols", name, PROTOCOLS)
     if settings.target_emotions is not None:
-        with naming("--target-emotions"):
+        with naming(f"--target-emotions {settings.target_emotions!r}"):
             parse_mixture(settings.target_emotions)
-    with naming("--neighbours"):
+    with naming(f"--neighbours {settings.neighbours}"):
         part_sizes(settings.neighbours, settings.generations, settings.variants)
 
 

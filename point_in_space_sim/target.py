@@ -62,12 +62,10 @@ def parse_mixture(text: str) -> dict[str, float]:
         try:
             weight = float(number)
         except ValueError:
-            raise InputError(
-                f"{text!r}: {entry.strip()!r} is not EMOTION=PROBABILITY; write joy=0.7,gratitude=0.3"
-            ) from None
+            raise InputError(f"{entry.strip()!r} is not EMOTION=PROBABILITY; write joy=0.7,gratitude=0.3") from None
         check_name("emotion", emotion, EMOTIONS)
         if not 0 < weight <= 1 or emotion in weights:
-            raise InputError(f"{text!r}: every emotion once, with a probability above 0 and at most 1")
+            raise InputError("name every emotion once, with a probability above 0 and at most 1")
         weights[emotion] = weight
     return weights
 
@@ -86,8 +84,7 @@ def find_neighbourhood(target: Target, vectors: np.ndarray, size: int) -> Neighb
     available = len(vectors) - (target.comment is not None)
     if size > available:
         raise InputError(
-            f"{size} neighbours: the corpus has {available} comments beside the target; choose fewer, "
-            "or a larger corpus"
+            f"the corpus has {available} comments beside the target, fewer than {size}; choose fewer, or a larger corpus"
         )
     to_target = distances_to(target.vector, vectors)
     if target.comment is not None:
@@ -116,7 +113,7 @@ def part_sizes(neighbours: int, generations: int, variants: int) -> list[int]:
     for generation in range(1, generations + 1):
         if pool < variants:
             raise InputError(
-                f"{neighbours} neighbours are too few for {variants} variants and {generations} generations "
+                f"too few neighbours for {variants} variants and {generations} generations "
                 f"({pool} comments are left for generation {generation}); choose more neighbours or fewer generations"
             )
         sizes.append(pool // variants)

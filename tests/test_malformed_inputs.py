@@ -441,7 +441,7 @@ CASES = {
     "mixture of zero": (point("--target-emotions", "joy=0"), "--target-emotions 'joy=0'"),
     "mixture NaN": (point("--target-emotions", "joy=nan"), "--target-emotions 'joy=nan'"),
     "mixture twice": (point("--target-emotions", "joy=0.5,joy=0.5"), "every emotion once"),
-    "mixture unknown": (point("--target-emotions", "joi=0.5"), "--target-emotions joi: unknown; did you mean joy?"),
+    "mixture unknown": (point("--target-emotions", "joi=0.5"), "emotion joi: unknown; did you mean joy?"),
     "mixture empty part": (point("--target-emotions", "joy=0.5,"), "--target-emotions"),
     "too many neighbours": (point(neighbours=500), "--neighbours 500: the corpus has 29 comments"),
     "too few neighbours": (point(neighbours=2), "--neighbours 2: out of range"),

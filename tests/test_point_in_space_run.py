@@ -352,8 +352,8 @@ def test_dry_run_says_what_it_would_do(world, monkeypatch, capsys, tmp_path):
     ("more", "message"),
     [
         (["--emotions", "jyo"], "did you mean joy"),
-        (["--neighbours", "60"], "--neighbours: 60 neighbours: the corpus has 59 comments beside the target"),
-        (["--generations", "30"], "too few for 3 variants and 30 generations"),
+        (["--neighbours", "60"], "--neighbours 60: the corpus has 59 comments beside the target"),
+        (["--generations", "30"], "too few neighbours for 3 variants and 30 generations"),
         (["--target-emotions", "joy:1"], "not EMOTION=PROBABILITY"),
         (["--target-emotions", "joy=1", "--target-text", "a"], "give one of them"),
         (["--target-text", " "], "is empty"),
