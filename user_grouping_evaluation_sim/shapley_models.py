@@ -12,7 +12,7 @@ from scipy.special import gammaln
 PENALTIES = (1e-9, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge regression, as shares of a column's sum of squares
 PLENTY = 10  # so many coalitions a coefficient need no penalty
 LEAST_FOR_TREES = 400  # coalitions
-TREES = 150
+TREES = 100
 FEW = 1000  # coalitions, of which who is in them is tried as well where there are features
 
 
@@ -138,46 +138,41 @@ def _linear(basis: _Basis, coefficients: np.ndarray) -> Model:
 
 def trees(members: np.ndarray, sizes: np.ndarray, values: np.ndarray, weights: np.ndarray, seed: int) -> Model:
     """Gradient boosting on who is in a coalition and on how many they are."""
-    from sklearn.ensemble import GradientBoostingRegressor  # slow to import, and few games need it
+    from sklearn.ensemble import HistGradientBoostingRegressor  # slow to import, and few games need it
 
     n = members.shape[1]
     scale = np.abs(values).max() or 1.0
-    grown = GradientBoostingRegressor(
-        n_estimators=TREES, learning_rate=0.1, max_depth=5, subsample=0.5, max_features=0.4, random_state=seed
+    grown = HistGradientBoostingRegressor(
+        max_iter=TREES, learning_rate=0.15, max_features=0.4, early_stopping=False, random_state=seed
     )
-    grown.fit(np.column_stack([members, sizes]).astype(np.float32), values / scale, sample_weight=weights**2)
-    contrasts = np.zeros((n + 1, n))
-    for tree in grown.estimators_[:, 0]:
-        contrasts += _tree_contrasts(tree.tree_, n)
+    grown.fit(np.column_stack([members, sizes]), values / scale, sample_weight=(weights / weights.mean()) ** 2)
+    contrasts = sum(_tree_contrasts(tree[0].nodes, n) for tree in grown._predictors)  # as no public name shows them
     return Model(
-        lambda members, sizes: grown.predict(np.column_stack([members, sizes]).astype(np.float32)) * scale,
-        contrasts * scale * grown.learning_rate,
+        lambda members, sizes: grown.predict(np.column_stack([members, sizes])) * scale,
+        contrasts * scale,
     )
 
 
-def _tree_contrasts(tree, n: int) -> np.ndarray:
+def _tree_contrasts(nodes: np.ndarray, n: int) -> np.ndarray:
     """A leaf is a game: its value where all of `inside` and none of `outside` are members, and the size fits."""
-    count = tree.node_count
-    inside, outside = np.zeros((2, count, n), dtype=bool)
-    least, most = np.zeros(count), np.full(count, float(n))
-    for node in range(count):  # parents come before their children
-        left, right, feature = tree.children_left[node], tree.children_right[node], tree.feature[node]
-        if left < 0:
-            continue
+    inside, outside = np.zeros((2, len(nodes), n), dtype=bool)
+    least, most = np.zeros(len(nodes)), np.full(len(nodes), float(n))
+    for parent in np.flatnonzero(~nodes["is_leaf"].astype(bool)):  # parents come before their children
+        left, right, feature = (int(nodes[name][parent]) for name in ("left", "right", "feature_idx"))
         for child in (left, right):
-            inside[child], outside[child] = inside[node], outside[node]
-            least[child], most[child] = least[node], most[node]
+            inside[child], outside[child] = inside[parent], outside[parent]
+            least[child], most[child] = least[parent], most[parent]
         if feature == n:
-            most[left] = min(most[node], np.floor(tree.threshold[node]))
-            least[right] = max(least[node], np.floor(tree.threshold[node]) + 1)
+            threshold = np.floor(nodes["num_threshold"][parent])
+            most[left], least[right] = min(most[parent], threshold), max(least[parent], threshold + 1)
         else:
             outside[left, feature] = inside[right, feature] = True
-    leaves = tree.children_left < 0
+    leaves = nodes["is_leaf"].astype(bool)
     inside, outside = inside[leaves], outside[leaves]
     p, q = inside.sum(axis=1)[:, None], outside.sum(axis=1)[:, None]
     sizes = np.arange(1, n)
     fits = (sizes >= least[leaves][:, None]) & (sizes <= most[leaves][:, None])
-    worth = tree.value[leaves, 0, 0][:, None] * fits
+    worth = nodes["value"][leaves][:, None] * fits
     others = n - p - q
     chance = _ratio(others, sizes - p, n, sizes)
     held = _ratio(others - 1, sizes - 1 - p, n - 1, sizes - 1)
@@ -245,19 +240,8 @@ def cross_fitted(
         candidates = [(list(fits), predictions(list(fits))) for fits in zip(*kinds, strict=True)]
         return min(candidates, key=lambda pair: float((((values - pair[1]) * weights) ** 2).sum()))
 
-    fits, predicted = best(kinds)
-    if standard is not None or m < LEAST_FOR_TREES:
-        return fits, predicted
-    for fold, fit in enumerate(fits):
-        others = folds != fold
-        rest = values[others] - fit.predict(members[others], sizes[others])
-        grown = trees(members[others], sizes[others], rest, weights[others], seed)
-        kinds[fold] = [fit, _sum(fit, grown)]
+    if standard is None and m >= LEAST_FOR_TREES:
+        for fold, found in enumerate(kinds):
+            others = folds != fold
+            found.append(trees(members[others], sizes[others], values[others], weights[others], seed))
     return best(kinds)
-
-
-def _sum(one: Model, other: Model) -> Model:
-    return Model(
-        lambda members, sizes: one.predict(members, sizes) + other.predict(members, sizes),
-        one.contrasts + other.contrasts,
-    )
