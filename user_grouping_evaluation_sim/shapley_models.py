@@ -146,7 +146,9 @@ def trees(members: np.ndarray, sizes: np.ndarray, values: np.ndarray, weights: n
         max_iter=TREES, learning_rate=0.15, max_features=0.4, early_stopping=False, random_state=seed
     )
     grown.fit(np.column_stack([members, sizes]), values / scale, sample_weight=(weights / weights.mean()) ** 2)
-    contrasts = sum(_tree_contrasts(tree[0].nodes, n) for tree in grown._predictors)  # as no public name shows them
+    contrasts = np.zeros((n + 1, n))
+    for tree in grown._predictors:  # no public name shows them
+        contrasts += _tree_contrasts(tree[0].nodes, n)
     return Model(
         lambda members, sizes: grown.predict(np.column_stack([members, sizes])) * scale,
         contrasts * scale,
@@ -184,7 +186,7 @@ def _tree_contrasts(nodes: np.ndarray, n: int) -> np.ndarray:
     return found
 
 
-def _ratio(a, b, c, d) -> np.ndarray:
+def _ratio(a: np.ndarray, b: np.ndarray, c: np.ndarray | int, d: np.ndarray) -> np.ndarray:
     """C(a, b) / C(c, d), 0 where there is no such choice."""
     a, b, c, d = np.broadcast_arrays(a, b, c, d)
     possible = (b >= 0) & (b <= a) & (d >= 0) & (d <= c)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse
 
-from user_grouping_evaluation_sim.shapley_models import cross_fitted, standardised
+from user_grouping_evaluation_sim.shapley_models import Model, cross_fitted, standardised
 
 Game = Callable[[np.ndarray], np.ndarray]
 
@@ -30,6 +30,7 @@ LARGE_NUMBERS = 4_000_000  # how many numbers a round's coalitions may hold afte
 MOST_PAIRS = 3_000  # drawn whole from the start
 EXPLORED = 0.2  # of the sample is spread evenly over the sizes, however small the remainder seems to be there
 LEAST_TO_CENTRE = 8  # of so many coalitions of a size the remainder's mean is subtracted
+UNMET = 2  # coalitions, see _estimate
 FOLDS = 5
 TWO_FOLDS = 1_000  # coalitions that make two folds enough, where there are features
 
@@ -56,9 +57,8 @@ def stratified(
     hashes = rng.integers(-(2**62), 2**62, n)
     left = max_evaluations - 1
     sizes = np.arange(1, n)
-    slope = float(standard is not None)  # of the remainder's log deviation on log(1/t - 1/n)
     deviation = np.zeros(n + 1)
-    deviation[1:n] = (1 / sizes - 1 / n) ** slope
+    deviation[1:n] = (1 / sizes - 1 / n) ** float(standard is not None)
     expected = np.zeros(n + 1)  # how many coalitions of each size, so far
     if 6 * n <= left:
         expected[[1, n - 1]] = n
@@ -67,6 +67,7 @@ def stratified(
     wanted = min(max(1500, 8 * n), left - int(expected.sum()))
     members, values, folds = np.zeros((0, n), dtype=bool), np.zeros(0), np.zeros(0, dtype=int)
     seen: list[np.ndarray] = [np.zeros(0, dtype=np.int64) for _ in range(n + 1)]
+    scale, largest = abs(total), 0.0  # of all values; of the remainders
     while True:
         frozen = len(values) >= FITTED_COALITIONS
         expected = _allocation(expected, population, deviation, wanted, left, frozen=frozen)
@@ -80,6 +81,7 @@ def stratified(
             or [members[:0]]
         )
         worth = game(new)
+        scale = max(scale, float(np.abs(worth).max(initial=0)))
         left -= len(new)
         drawn = np.array([len(keys) for keys in seen])
         if not frozen:
@@ -104,18 +106,24 @@ def stratified(
             moments = _moments(members, of_size, remainder)
             by_fold = np.zeros((count, n + 1))
             np.add.at(by_fold, (folds[sampled], of_size[sampled]), 1)
-            slope, deviation = _deviation(moments, of_size[sampled], remainder[sampled], n, smooth=standard is not None)
+            base, deviation = _deviation(moments, of_size[sampled], remainder[sampled], n, smooth=standard is not None)
+            largest = float((np.abs(remainder[sampled]) / base[of_size[sampled]]).max(initial=0))
         else:  # the fit is good enough: new coalitions only sample its remainder and need not be kept
             new_sizes = new.sum(axis=1)
             new_remainder = worth - sum(fit.predict(new, new_sizes) for fit in fits) / len(fits)
             moments = moments + _moments(new, new_sizes, new_remainder)
+            largest = max(largest, float((np.abs(new_remainder) / base[new_sizes]).max(initial=0)))
             by_fold = by_fold + np.bincount(new_sizes, minlength=n + 1) / len(fits)
         closed = _closed_part(fits, by_fold, expected, population, drawn)
-        values_found, errors = _estimate(moments, expected, population, closed, total)
-        target = precision * values_found.std()
-        enough = errors.max() <= max(target, rounding())
-        if enough or left < 1 or not len(new):
-            return values_found, errors
+        tolerance = 1e-9 * scale + rounding()
+        perfect = (largest * base).max() <= tolerance
+        unmet = np.full(n + 1, scale) if perfect else largest * base
+        estimates, errors = _estimate(moments, expected, population, closed, total, unmet)
+        target = precision * estimates.std()
+        no_spread = perfect and estimates.std() <= tolerance  # more of the same would tell no more
+        if no_spread or errors.max() <= max(target, tolerance) or left < 1 or not len(new):
+            known = scale > 0 or (drawn == population).all()
+            return estimates, errors if known else np.full(n, np.nan)
         # 5 % more than the rate 1/sqrt(m) asks for: a stop at the edge would come out above it half of the time.
         sofar = drawn[drawn < population].sum()
         short = sofar * (1.05 * (errors.max() / target) ** 2 - 1) if target > 0 else np.inf
@@ -211,24 +219,27 @@ def _moments(members: np.ndarray, sizes: np.ndarray, remainder: np.ndarray) -> n
 
 def _deviation(
     moments: np.ndarray, sizes: np.ndarray, remainder: np.ndarray, n: int, *, smooth: bool
-) -> tuple[float, np.ndarray]:
-    """The remainder's deviation by size (n + 1,): a power of 1/t - 1/n, its exponent first, times a smooth curve."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The remainder's deviation by size, (n + 1,): a power of 1/t - 1/n, which comes first, times a smooth curve."""
     t = np.arange(1, n)
     slope = 0.0
     if smooth and len(sizes):
         x, y = np.log(1 / sizes - 1 / n), np.log(np.abs(remainder) + 1e-300)
         x, y = x - x.mean(), y - y.mean()
         slope = float(np.clip(x @ y / max(x @ x, 1e-300), 0.5, 2.0))
-    base = (1 / t - 1 / n) ** slope
+    base = np.zeros(n + 1)
+    base[1:n] = (1 / t - 1 / n) ** slope
     count = np.bincount(sizes, minlength=n + 1)[1:n]
-    squares = np.bincount(sizes, remainder**2, minlength=n + 1)[1:n] / base**2
+    squares = np.bincount(sizes, remainder**2, minlength=n + 1)[1:n] / base[1:n] ** 2
     near = np.exp(-np.abs(t[:, None] - t) / (1 + n / 20)) + 1e-6
     found = np.zeros(n + 1)
-    found[1:n] = base * np.sqrt(near @ squares / np.maximum(near @ count, 1e-300))
-    return slope, found
+    found[1:n] = base[1:n] * np.sqrt(near @ squares / np.maximum(near @ count, 1e-300))
+    return base, found
 
 
-def _closed_part(fits, by_fold, expected, population, drawn) -> np.ndarray:
+def _closed_part(
+    fits: list[Model], by_fold: np.ndarray, expected: np.ndarray, population: np.ndarray, drawn: np.ndarray
+) -> np.ndarray:
     """Sum over sizes of the control variates' D_t, (n,), each fold's in proportion to its coalitions of the size."""
     share = np.full(by_fold.shape, 1 / len(fits))
     counted = (expected >= 1) & (drawn > 0)
@@ -237,8 +248,19 @@ def _closed_part(fits, by_fold, expected, population, drawn) -> np.ndarray:
     return sum(by_size @ fit.contrasts for by_size, fit in zip(share, fits, strict=True))
 
 
-def _estimate(moments, expected, population, closed, total) -> tuple[np.ndarray, np.ndarray]:
-    """Values and standard errors from the sums of _moments."""
+def _estimate(
+    moments: np.ndarray,
+    expected: np.ndarray,
+    population: np.ndarray,
+    closed: np.ndarray,
+    total: float,
+    unmet: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and standard errors, each (n,), from the sums of _moments.
+
+    The errors count UNMET more coalitions, spread over the sizes that are sampled, with a remainder as large as
+    `unmet` (n + 1,) there: that no spike was met in m coalitions does not say that there is none.
+    """
     n = len(expected) - 1
     used = np.flatnonzero(moments[:, 0] > 0)
     sums = moments[used]
@@ -256,5 +278,7 @@ def _estimate(moments, expected, population, closed, total) -> tuple[np.ndarray,
     share = (rx - mean * x - p * (r - mean * m)) * factor
     squares = rrx - 2 * mean * rx + mean**2 * x
     all_squares = rr - 2 * mean * r + mean**2 * m
-    variance = np.maximum(squares * (1 - 2 * p) + p**2 * all_squares, 0) * factor**2 * (m < everyone)
-    return total / n + closed / n + share.sum(axis=0), np.sqrt(variance.sum(axis=0))
+    sampled = m < everyone
+    variance = np.maximum(squares * (1 - 2 * p) + p**2 * all_squares, 0)
+    variance += UNMET / max(sampled.sum(), 1) * unmet[used][:, None] ** 2 * p * (1 - p)
+    return total / n + closed / n + share.sum(axis=0), np.sqrt((variance * factor**2 * sampled).sum(axis=0))
