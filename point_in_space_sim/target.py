@@ -83,9 +83,7 @@ def find_neighbourhood(target: Target, vectors: np.ndarray, size: int) -> Neighb
     """
     available = len(vectors) - (target.comment is not None)
     if size > available:
-        raise InputError(
-            f"the corpus has {available} comments beside the target, fewer than {size}; choose fewer, or a larger corpus"
-        )
+        raise InputError(f"the corpus has {available} comments beside the target; choose fewer, or a larger corpus")
     to_target = distances_to(target.vector, vectors)
     if target.comment is not None:
         to_target[target.comment] = np.inf
