@@ -324,10 +324,11 @@ def _draw_pull(
 ) -> None:
     """Users (n, 2) by weight (n,), the model's path (t + 1, 2), the centroid (2,) it is pulled to, the expert (2,)."""
     chosen = weights > 1e-3 * weights.max()
-    ax.scatter(*users[~chosen].T, s=8, color="0.75", label="user")
+    ax.scatter(users[~chosen, 0], users[~chosen, 1], s=8, color="0.75", label="user")
     sizes = 10 + 70 * weights[chosen] / weights.max()
     ax.scatter(
-        *users[chosen].T,
+        users[chosen, 0],
+        users[chosen, 1],
         s=sizes,
         color=COLOURS[4],
         edgecolor="black",
@@ -339,7 +340,11 @@ def _draw_pull(
     ax.plot(*path[-1], "o", color="white", mec=COLOURS[0], ms=5, linestyle="none", label="model before the round")
     ax.plot(*pull, "P", color=COLOURS[1], ms=7, mec="black", mew=0.5, linestyle="none", label="weighted centroid")
     ax.annotate(
-        "", pull, path[-1], arrowprops={"arrowstyle": "->", "color": COLOURS[5], "linewidth": 1.5}, annotation_clip=True
+        "",
+        (pull[0], pull[1]),
+        (path[-1, 0], path[-1, 1]),
+        arrowprops={"arrowstyle": "->", "color": COLOURS[5], "linewidth": 1.5},
+        annotation_clip=True,
     )
 
 
