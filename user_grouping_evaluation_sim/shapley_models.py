@@ -114,15 +114,18 @@ def mean_quadratic(standard: np.ndarray, direction: np.ndarray) -> _Basis:
 
 
 def ridge(
-    basis: _Basis, members: np.ndarray, sizes: np.ndarray, values: np.ndarray, weights: np.ndarray
+    basis: _Basis, members: np.ndarray, sizes: np.ndarray, values: np.ndarray, weights: np.ndarray, least: int
 ) -> list[tuple[Model, np.ndarray]]:
-    """Weighted least squares with standardised columns: a model and its coefficients for every penalty."""
+    """Weighted least squares with standardised columns: a model and its coefficients for every penalty.
+
+    least: coalitions that the smallest part has which is fitted so; all parts get the same penalties.
+    """
     design = basis.columns(members, sizes) * weights[:, None]
     spread = np.sqrt(np.einsum("mk,mk->k", design, design))
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
     gram = (design.T @ design) * scale * scale[:, None]
     slope = (design.T @ (values * weights)) * scale
-    penalties = PENALTIES[:1] if len(values) >= PLENTY * len(gram) else PENALTIES
+    penalties = PENALTIES[:1] if least >= PLENTY * len(gram) else PENALTIES
     found = []
     for penalty in penalties:
         inner = gram.copy()
@@ -218,10 +221,11 @@ def cross_fitted(
     """
     m, n = members.shape
     count = int(folds.max(initial=0)) + 1
+    least = m - int(np.bincount(folds).max(initial=0))
     kinds: list[list[Model]] = []  # of each fold
     for fold in range(count):
         others = folds != fold
-        part = members[others].astype(float), sizes[others], values[others], weights[others]
+        part = members[others].astype(float), sizes[others], values[others], weights[others], least
         found = [nothing(n)]
         if standard is not None and standard.shape[1]:
             straight = ridge(mean_linear(standard), *part)
