@@ -206,15 +206,25 @@ def best_table(
                 table = chosen.pivot(index="run", columns=["grouping", "metric"], values=measure)
                 values = sign * table.to_numpy()
                 picks = rng.integers(len(values), size=(resamples, len(values)))
-                counts = np.stack([np.bincount(pick, minlength=len(values)) for pick in picks])
-                means = np.vstack([np.nanmean(values, axis=0), counts @ np.nan_to_num(values) / len(values)])
-                wins.append(means.argmax(axis=1)[:, None] == np.arange(values.shape[1]))
+                resampled = [np.bincount(pick, minlength=len(values)) for pick in picks]
+                counts = np.stack([np.ones(len(values)), *resampled])
+                with np.errstate(invalid="ignore"):
+                    means = counts @ np.nan_to_num(values) / (counts @ np.isfinite(values))
+                wins.append(best_of(means))
             share = np.mean(wins, axis=0)  # (1 + resamples, combinations)
             low, high = np.quantile(share[1:], [0.025, 0.975], axis=0)
             for column, (grouping, metric) in enumerate(table.columns):
                 names = {"scoring": scoring, "measure": measure, "grouping": grouping, "metric": metric}
                 rows.append(names | {"best_share": share[0, column], "low": low[column], "high": high[column]})
     return pd.DataFrame(rows)
+
+
+def best_of(means: np.ndarray) -> np.ndarray:
+    """(m, k) -> bool (m, k): the greatest of each row, the first of equals; none in a row that is all NaN."""
+    known = np.nan_to_num(means, nan=-np.inf)
+    best = known.argmax(axis=1)[:, None] == np.arange(means.shape[1])
+    wins: np.ndarray = best & np.isfinite(means)
+    return wins
 
 
 def replication_table(best: pd.DataFrame) -> pd.DataFrame:
