@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -22,8 +21,8 @@ DEFAULT_BASE_MODEL = "smollm2-135m"
 PROMPT = "Write a Reddit comment."
 MAX_TOKENS = 256
 """Longer comments are cut, without an end: the mapper reads no more, and attention's memory grows with the square."""
-TEMPLATE_DATE = datetime(2024, 7, 26)
-"""What a chat template takes for today, so that the prompt is the same tomorrow (Llama 3's own default)."""
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
+"""Put before a chat template that asks for the date, so that the prompt is the same tomorrow (Llama 3's own default)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,9 @@ class BaseModel:
         """
         if not self.tokenizer.chat_template:
             return self.prompt_text + "\n"
+        template = self.tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template = FIXED_DATE + template
         why = "leaves the request out"
         # Some templates read a message as a text, some as a list of parts.
         for content in (self.prompt_text, [{"type": "text", "text": self.prompt_text}]):
@@ -61,7 +63,7 @@ class BaseModel:
                     [{"role": "user", "content": content}],
                     tokenize=False,
                     add_generation_prompt=True,
-                    strftime_now=TEMPLATE_DATE.strftime,
+                    chat_template=template,
                 )
             except Exception as error:  # a template is a program of somebody else's
                 why = f"fails: {reason(error)}"
