@@ -126,7 +126,8 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
         if overwrite:
             _clear(path)
             held = None
-        others = [child.name for child in path.iterdir() if child.name not in (LOCK, PARTS)]
+        own = (LOCK, PARTS) if (path / PARTS).is_dir() else (LOCK,)
+        others = [child.name for child in path.iterdir() if child.name not in own]
         if held is None and others:
             raise InputError(f"{path}: holds other files ({others[0]}); choose another folder")
         if held is not None and any(held.get(key) != value for key, value in identity.items()):
