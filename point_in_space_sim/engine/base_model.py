@@ -22,7 +22,7 @@ PROMPT = "Write a Reddit comment."
 MAX_TOKENS = 256
 """Longer comments are cut, without an end: the mapper reads no more, and attention's memory grows with the square."""
 FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
-"""Put before a chat template that asks for the date, so that the prompt is the same tomorrow (Llama 3's own default)."""
+"""Put before a chat template that asks for the date, so that the prompt is the same tomorrow (Llama 3's default)."""
 
 
 @dataclass(frozen=True)
