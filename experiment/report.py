@@ -312,7 +312,7 @@ def _reproduction(page: Page, record: Mapping[str, Any]) -> Markup:
         for title, caption, heads, rows in (
             ("Settings", "Every setting that decides the results.", ("setting", "value"), settings),
             ("Versions", "What it was computed with.", ("package", "version"), versions),
-            ("Inputs", "SHA-256 of what was read and written.", ("file", "SHA-256"), hashes),
+            ("Inputs and outputs", "SHA-256 of what was read and written.", ("file", "SHA-256"), hashes),
         )
         if rows
     ]

@@ -63,7 +63,10 @@ class RunFolder:
             yield
         finally:
             self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - start
-            self.write_json(f"{PARTS}/{SESSIONS}", {"seconds": self.stages, "commits": self.commits})
+            self.write_sessions()
+
+    def write_sessions(self) -> None:
+        self.write_json(f"{PARTS}/{SESSIONS}", {"seconds": self.stages, "commits": self.commits})
 
     def write_json(self, name: str, content: Any) -> None:
         with replace_atomically(self.path / name) as temporary:
@@ -123,7 +126,8 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
         if overwrite:
             _clear(path)
             held = None
-        others = [child.name for child in path.iterdir() if child.name not in (LOCK, PARTS)]
+        own = (LOCK, PARTS) if (path / PARTS).is_dir() else (LOCK,)
+        others = [child.name for child in path.iterdir() if child.name not in own]
         if held is None and others:
             raise InputError(f"{path}: holds other files ({others[0]}); choose another folder")
         if held is not None and any(held.get(key) != value for key, value in identity.items()):
@@ -140,6 +144,7 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
         run = RunFolder(path, identity, finished, *_sessions(path))
         if not finished:
             run.write_json(f"{PARTS}/{IDENTITY}", identity)
+            run.write_sessions()  # at once: a process that is killed in its first stage has worked on the run too
         try:
             yield run
         except InputError:
@@ -151,14 +156,17 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds the folder's lock; a process that was killed holds none. The folder is made, and goes if it stays empty."""
-    lock = filelock.FileLock(path / LOCK)
+    # Without the fallback to a lock by existence, which a process that is killed on another machine would leave behind.
+    lock = filelock.FileLock(path / LOCK, fallback_to_soft=False)
+    theirs = (path / LOCK).exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except filelock.Timeout:
         raise InputError(f"{path}: another process is writing to this folder; wait or choose another") from None
     except (OSError, NotImplementedError) as error:
-        _leave(path)
+        if not theirs:  # else the file may be the lock of a process that works
+            _leave(path)
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot be written to and locked ({why}); choose another folder") from None
     try:

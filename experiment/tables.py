@@ -14,10 +14,14 @@ LARGE = 400_000  # entries of a table that is written as .csv.gz
 def write_table(frame: pd.DataFrame, folder: Path, name: str, float_format: str | None = None) -> None:
     """Writes NAME.csv into the folder, or NAME.csv.gz for a large table."""
     text = frame.to_csv(index=False, float_format=float_format, lineterminator="\n").encode()
-    large = frame.size > LARGE
-    with replace_atomically(folder / f"{name}.csv{'.gz' if large else ''}") as temporary:
+    with replace_atomically(folder / file_name(frame, name)) as temporary:
         # Without a time: equal tables give equal bytes.
-        temporary.write_bytes(gzip.compress(text, mtime=0) if large else text)
+        temporary.write_bytes(gzip.compress(text, mtime=0) if temporary.suffix == ".gz" else text)
+
+
+def file_name(frame: pd.DataFrame, name: str) -> str:
+    """What write_table calls the file of a table."""
+    return f"{name}.csv{'.gz' if frame.size > LARGE else ''}"
 
 
 def table_path(folder: Path, name: str) -> Path:

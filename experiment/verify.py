@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiment.command_line import tell
 from experiment.errors import InputError
 from experiment.files import ROOT
 from experiment.run_folder import output_hashes, read_record
@@ -62,7 +63,7 @@ def compare_outputs(folder: Path, written: dict[str, str]) -> tuple[Differences,
 
 def main(arguments: Sequence[str]) -> int:
     if not arguments or any(argument.startswith("-") for argument in arguments):
-        print(__doc__)
+        tell(__doc__ or "")
         return 0 if set(arguments) & {"-h", "--help"} else 2
     code = 0
     for folder in arguments:
@@ -73,10 +74,10 @@ def main(arguments: Sequence[str]) -> int:
             code = 2
             continue
         for line in differences:
-            print(f"{folder}: {line}")
+            tell(f"{folder}: {line}")
         for line in unchecked:
-            print(f"{folder}: not checked: {line}")
-        print(f"{folder}: {len(differences)} differences" if differences else f"{folder}: all agrees")
+            tell(f"{folder}: not checked: {line}")
+        tell(f"{folder}: {len(differences)} differences" if differences else f"{folder}: all agrees")
         code = max(code, bool(differences))
     return code
 

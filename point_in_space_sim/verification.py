@@ -47,7 +47,7 @@ def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
     if (folder / "training").exists():
         differences += check_training(folder, generations, nearby)
     else:
-        unchecked.append("training: what the variants were tuned on is not here")
+        unchecked.append("training: what variants were tuned on is not here")
     return differences + more, unchecked
 
 

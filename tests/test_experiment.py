@@ -97,6 +97,23 @@ def test_parts_outlive_an_interruption_and_go_when_the_run_is_finished(tmp_path)
         assert run.finished
 
 
+def test_a_process_killed_in_its_first_stage_leaves_its_commit(tmp_path):
+    """The record names every commit that worked on the run, also one whose process never ended a stage."""
+    script = (
+        "import os, sys\n"
+        "from experiment import run_folder\n"
+        "run_folder._git = lambda *arguments: 'a' * 40\n"  # as if of another commit
+        "with run_folder.open_run(sys.argv[1], {'seed': 1}, overwrite=False, resume=True) as run, run.stage('work'):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with opened(tmp_path / "run", {"seed": 1}) as run:
+        run.finish(run.record())
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["earlier_commits"] == ["a" * 40] != [record["git_commit"]]
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_run_is_refused_and_kept(tmp_path, finished):
     folder = tmp_path / "run"

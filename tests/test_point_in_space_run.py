@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from experiment.command_line import run_script
 from experiment.verify import verify_run
@@ -20,6 +21,7 @@ from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine import variants
 from point_in_space_sim.protocols import PROTOCOLS, Draw, Protocol
 from point_in_space_sim.results import read_table
+from tests.tiny_models import save_tokenizer
 from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -374,6 +376,31 @@ def test_bad_input_is_one_line(world, monkeypatch, capsys, tmp_path, more, messa
     assert run_here(monkeypatch, world, tmp_path / "run", *more) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "message"),
+    [
+        ("--base-model", "positions", "index out of range"),  # fewer than a sample may take
+        ("--mapper", "padding", "padding token"),
+    ],
+)
+def test_models_that_cannot_be_used_are_found_before_anything_is_written(
+    world, monkeypatch, capsys, tmp_path, option, kind, message
+):
+    labels = {"id2label": dict(enumerate(EMOTIONS)), "label2id": {name: i for i, name in enumerate(EMOTIONS)}}
+    vocabulary = save_tokenizer(tmp_path / kind)
+    config = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1}
+    if kind == "positions":
+        model = GPT2LMHeadModel(GPT2Config(n_positions=40, **config))
+    else:
+        multi_label = {"problem_type": "multi_label_classification"}
+        model = GPT2ForSequenceClassification(GPT2Config(n_positions=256, **config, **labels, **multi_label))
+    model.save_pretrained(tmp_path / kind)
+    code = run_here(monkeypatch, world, tmp_path / "run", option, tmp_path / kind, "--max-new-tokens", 48)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert code == 2 and message in line
     assert not (tmp_path / "run").exists()
 
 

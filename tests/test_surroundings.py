@@ -118,7 +118,7 @@ def test_no_memory_is_said_in_a_line(toy, kind, told):
         assert last.startswith(f"error: {told}") and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
 def test_a_file_system_that_cannot_lock_is_said_so(tmp_path, monkeypatch, number):
     """Lustre without the flock option, some NFS."""
     import fcntl

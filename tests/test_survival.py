@@ -249,7 +249,7 @@ def test_read_only_disk(run, small_disk):
     code, _, errors = run(GROUPING, small_disk / "run", *OWN, "--jobs", 1)
     assert code == 2
     assert errors == (
-        f"error: {small_disk / 'run'}: cannot write there (Read-only file system); choose another --output-dir\n"
+        f"error: {small_disk / 'run'}: cannot be written to and locked (Read-only file system); choose another folder\n"
     )
 
 

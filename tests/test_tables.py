@@ -160,3 +160,39 @@ def test_best_shares_of_equals_are_uncertain():
     assert chosen["best_share"].sum() == 1
     assert (chosen["low"] == 0).all()
     assert (chosen["high"] == 1).all()
+
+
+def test_nobody_is_best_where_nothing_is_known():
+    rng = np.random.default_rng(4)
+    known = {"random": [0.2, np.nan, 0.4], "other": [0.9, 0.1, np.nan]}  # means 0.3 and 0.5 of what is known
+    rows = [
+        {"grouping": g, "metric": "l2", "scoring": "m", "run": r, "final_distance": 1.0, "pearson": value}
+        for g, values in known.items()
+        for r, value in enumerate(values)
+    ]
+    runs = pd.DataFrame(rows)
+    best = tables.best_table({(5, 2): runs, (5, 1): runs.assign(pearson=np.nan)}, rng)
+    shares = best[best["measure"] == "pearson"].set_index("grouping")["best_share"]
+    assert shares.to_dict() == {"random": 0, "other": 0.5}
+    best = tables.best_table({(5, 1): runs.assign(pearson=np.nan)}, rng)
+    assert best["measure"].unique().tolist() == ["final_distance"]
+
+
+def test_sweep_differences_are_of_their_setting():
+    runs = tables.runs_table(CELLS)
+    shifted = runs.assign(final_distance=runs["final_distance"] + (runs["grouping"] == "other"))
+    frames = tables.sweep_tables({(5, 2): runs, (5, 3): shifted}, np.random.default_rng(0))
+    chosen = frames["sweep_paired"].query("compared == 'grouping' and scoring == 'a' and measure == 'final_distance'")
+    by_groups = chosen.set_index("num_groups")["difference"]
+    assert by_groups[3] - by_groups[2] == pytest.approx(1)
+    assert "replication" not in frames  # the study published nothing of these
+
+
+def test_replication_stands_beside_what_is_published():
+    key = ["scoring", "measure", "grouping", "metric"]
+    own = [("ranked", "pearson", "random", "dot"), ("ranked", "pearson", "random", "l2")]
+    own += [("ranked", "final_distance", "epsilon_greedy", "l2"), ("marginal", "pearson", "random", "dot")]
+    best = pd.DataFrame(own, columns=key).assign(best_share=0.5, low=0.4, high=0.6)
+    replication = tables.replication_table(best)
+    assert replication[key].to_numpy().tolist() == [list(row) for row in own[:3]]
+    np.testing.assert_array_equal(replication["published_share"], [0.45, np.nan, 0.6])

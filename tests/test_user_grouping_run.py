@@ -154,8 +154,8 @@ def test_default_files(default_run):
     names = {path.stem for path in default_run.glob("*.png")}
     assert names == {path.stem for path in default_run.glob("*.pdf")}
     assert {
-        "distance_by_grouping",
-        "distance_by_metric",
+        "distance_by_grouping_ranked",
+        "distance_by_metric_ranked",
         "points_against_shapley_marginal",
         "points_against_shapley_ranked",
         "points_against_shapley_attributed",

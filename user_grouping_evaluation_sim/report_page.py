@@ -7,76 +7,101 @@ import pandas as pd
 
 from experiment.report import Compared, Estimate, Illustration, Page, Table, Value, estimates, words
 from experiment.statistics import mean_interval
+from experiment.tables import file_name
 from user_grouping_evaluation_sim.settings import Settings
 from user_grouping_evaluation_sim.tables import COMBINATION, regret
 
+WHOSE = {
+    "ranked": "the study's own: its published numbers were made with them",
+    "marginal": "differences of value, of the study's earlier code",
+    "attributed": "ours, by regression; they also steer",
+}
+PUBLISHED = (
+    "The study validated by shap.KernelExplainer at 10,000 samples, a noisy estimate, and ran on MovieLens "
+    "ml-latest-small of 2018."
+)
+BEST_BY = {"final_distance": "least distance", "pearson": "highest r"}
 REGRET = "Regret: (final - hull) / (start - hull), 0 at the nearest mixture of users, 1 where nothing was gained."
-# By the beginning of the figure's name: title, caption, and what there is to see.
+# In the order of the page, by the beginning of the figure's name: title, caption, and what there is to see.
 FIGURES = {
     "correlation_against_distance": (
         "Agreement against distance",
-        "Every mark is a combination: the median over the runs, with bars from quartile to quartile. Top left is best: "
-        "close to the expert, and points that follow the Shapley values. The dotted line is the nearest that any "
-        "mixture of users comes.",
-        "Scatter plot of the correlation between points and Shapley values against the final distance to the expert, "
-        "one mark a combination, a panel a scoring.",
+        "Every mark is a combination: the median over the runs, with bars from quartile to quartile; a column a metric,"
+        " each with its own range of distances. Top left is best: close to the expert, and points that follow the "
+        "Shapley values. The dotted line is the nearest that any mixture of users comes.",
+        "Scatter plots of the correlation between points and Shapley values against the final distance to the expert, "
+        "one mark a combination, a panel a metric.",
     ),
     "agreement_against_regret": (
         "Agreement against regret",
-        f"Means with 95 % intervals; filled marks are the last scoring. {REGRET}",
-        "Scatter plot of the mean correlation between points and Shapley values against the mean normalised regret, "
-        "one mark a combination.",
+        f"The same, as means with 95 % intervals. {REGRET}",
+        "Scatter plots of the mean correlation between points and Shapley values against the mean normalised regret, "
+        "one mark a combination, a panel a metric.",
     ),
     "distance_by_grouping": (
-        "Distance by round, groupings compared",
-        "Mean distance of the model to the expert after every round, with 95 % bands; a line a grouping, a column a "
-        "metric. Star: start. Dotted: the nearest mixture of users.",
-        "Line plots of the distance to the expert over the rounds, a line for each grouping, a panel for each metric "
-        "and scoring.",
+        "Distance by round, groupings compared, {} points",
+        "Above, the mean distance of the model to the expert after every round, a line a grouping, a column a metric. "
+        "The grey band tells how much crowds differ, which all groupings share; below, the differences to the first "
+        "grouping, run by run, with 95 % intervals. Star: start. Dotted: the nearest mixture of users.",
+        "Line plots of the distance to the expert over the rounds, a line for each grouping, a panel for each metric, "
+        "and of the differences to the first grouping.",
     ),
     "distance_by_metric": (
-        "Distance by round, metrics compared",
-        "The same rounds; a line a metric, a column a grouping.",
-        "Line plots of the distance to the expert over the rounds, a line for each metric, a panel for each grouping "
-        "and scoring.",
+        "Distance by round, metrics compared, {} points",
+        "The same rounds; a line a metric, a column a grouping, differences to the first metric.",
+        "Line plots of the distance to the expert over the rounds, a line for each metric, a panel for each grouping, "
+        "and of the differences to the first metric.",
     ),
     "points_against_shapley": (
         "Points against Shapley values, {} points",
-        "All users of all runs, both quantities in standard deviations within the run; darker cells hold more users. "
-        "On the dotted diagonal points and Shapley values agree. Mean r with its 95 % interval above each panel.",
+        "All users of all runs, both quantities in standard deviations within the run; darker cells hold more users, "
+        "on one scale for all panels. Users beyond 4 standard deviations lie on the edge. On the dotted diagonal points"
+        " and Shapley values agree. Mean r with its 95 % interval above each panel.",
         "Density plots of users' points against their Shapley values, a panel for each grouping and metric, with the "
         "mean correlation.",
     ),
     "estimator_noise": (
         "What a noisy estimate of Shapley values hides",
-        "The same points of the same runs, validated by our certified estimate and by shap.KernelExplainer as the "
-        "study did. The gap is the estimator's noise, not the points' fault.",
-        "Mean correlations of points with two estimates of the Shapley values, side by side for each combination.",
+        "The same points of the same runs, validated by our certified estimate (filled) and by shap.KernelExplainer as "
+        "the study did (open); a line a run, beside it the mean difference with its 95 % interval. The gap is the "
+        "estimator's noise, not the points' fault.",
+        "For each combination the correlations of points with two estimates of the Shapley values, a line a run, and "
+        "the mean difference.",
     ),
     "subset_influence": (
         "What pulls the model",
         "Four rounds of the first run of one combination, in the first two principal components of the crowd: the "
-        "users whose group was chosen, their weighted centroid, the model's path so far and the expert.",
-        "Four scatter plots of users in the plane of two principal components, with the chosen users, their centroid, "
-        "the model's path and the expert.",
+        "users whose group was chosen, their weighted centroid, the model's path so far and the expert. Below, the "
+        "square around model, centroid and expert, enlarged.",
+        "Scatter plots of users in the plane of two principal components, with the chosen users, their centroid, "
+        "the model's path and the expert, a column a round, and an enlarged part of each.",
     ),
-    "sweep_final_distance": (
-        "Sweep: distance by crowd size, {} points",
-        "Mean final distance with 95 % intervals against the number of users; a row a number of groups, a column a "
-        "metric. Dotted: the nearest mixture of users.",
-        "Line plots of the mean final distance against the number of users, a panel for each metric and number of "
-        "groups.",
-    ),
-    "sweep_pearson": (
-        "Sweep: agreement by crowd size, {} points",
-        "Mean correlation of points and Shapley values with 95 % intervals against the number of users.",
-        "Line plots of the mean correlation against the number of users, a panel for each metric and number of groups.",
+    "replication": (
+        "Beside the study's sweep",
+        f"How often, over the sweep's settings, a combination is best with the study's points; 95 % intervals of a "
+        f"bootstrap over the runs, paired. {PUBLISHED}",
+        "The share of settings in which each combination is best, with intervals, and the two shares that the study "
+        "published.",
     ),
     "sweep_best": (
         "Sweep: which combination is best how often",
-        "The share of settings in which a combination has the least mean distance, or the highest mean correlation; "
-        "95 % intervals of a bootstrap over the runs, paired.",
-        "Bar charts of the share of settings in which each combination is best, for each scoring and measure.",
+        "The share of settings in which a combination has the least mean distance, or the highest mean correlation, "
+        "among those of the same scoring; 95 % intervals of a bootstrap over the runs, paired.",
+        "The share of settings in which each combination is best, with intervals, for each scoring and measure.",
+    ),
+    "sweep_final_distance": (
+        "Sweep: distance by crowd size, {} points",
+        "Above, the first grouping's mean final distance against the number of users, a line a number of groups, a "
+        "column a metric; below, the other groupings' differences to it, run by run: below 0 is nearer. 95 % intervals."
+        " Dotted: the nearest mixture of users.",
+        "Line plots of the mean final distance of the first grouping against the number of users, and of the other "
+        "groupings' differences to it, a panel for each metric and grouping.",
+    ),
+    "sweep_pearson": (
+        "Sweep: agreement by crowd size, {} points",
+        "The same for the mean correlation of points and Shapley values: above 0 agrees better.",
+        "Line plots of the mean correlation of the first grouping against the number of users, and of the other "
+        "groupings' differences to it, a panel for each metric and grouping.",
     ),
 }
 FILES = {
@@ -87,7 +112,9 @@ FILES = {
     "points": "every user's points and Shapley value",
     "estimators": "the points' correlation with either estimate of the Shapley values",
     "sweep": "the summary for every number of users and groups",
+    "sweep_paired": "the differences, paired by run, for every number of users and groups",
     "best": "how often each combination is best over the sweep",
+    "replication": "the same of the study's points, beside the shares that it published",
 }
 
 
@@ -97,11 +124,14 @@ def report_page(
     """frames: the run's tables by name. drawn: its figures' names. data_shape: (users, dimensions) of the data."""
     runs = frames["runs"].assign(regret=regret(frames["runs"]))
     combinations = runs.groupby(COMBINATION, sort=False).ngroups
-    own = [name for name in ("summary", "paired", "best") if name in frames]
-    makers = {"summary": summary_table, "paired": paired_table, "best": best_table}
-    tables = [makers[name](frames[name]) for name in own if len(frames[name])]
-    if "estimators" in frames:
-        tables.append(estimators_table(frames["estimators"]))
+    makers = {
+        "replication": replication_table,
+        "summary": summary_table,
+        "paired": paired_table,
+        "best": best_table,
+        "estimators": estimators_table,
+    }
+    tables = [maker(frames[name]) for name, maker in makers.items() if name in frames and len(frames[name])]
     return Page(
         experiment="user_grouping_evaluation_sim",
         title="Grouping users, judging candidates, paying points",
@@ -116,12 +146,19 @@ def report_page(
             f"{data_shape[0]} users x {data_shape[1]} dimensions.",
             f"{settings.num_runs} runs for each of {combinations} combinations of grouping, metric and scoring; all "
             "combinations of a run share expert, crowd and starting model, so they are compared in pairs.",
+            *whose(settings.scoring),
         ],
         figures=[_figure(name) for name in sorted(drawn, key=_place)],
         tables=tables,
-        files=[(f"{name}.csv", what) for name, what in FILES.items() if name in frames],
+        files=[(file_name(frames[name], name), what) for name, what in FILES.items() if name in frames],
         compared=Compared("runs", COMBINATION, ["run"], {"final_distance": -1, "pearson": 1, "spearman": 1}),
     )
+
+
+def whose(scorings: Sequence[str]) -> list[str]:
+    """A sentence on whose points these are, where that is known."""
+    known = [f"{name} ({WHOSE[name]})" for name in scorings if name in WHOSE]
+    return [f"Points: {'; '.join(known)}."] if known else []
 
 
 def answer(runs: pd.DataFrame) -> list[str]:
@@ -173,7 +210,8 @@ def summary_table(summary: pd.DataFrame) -> Table:
         [*(row[name] for name in COMBINATION), *(estimates(row, column) for column in shown.values())]
         for row in summary.to_dict("records")
     ]
-    caption = f"Means over {summary['runs'].iloc[0]} runs with 95 % intervals. {REGRET}"
+    points = " ".join(whose(summary["scoring"].unique()))
+    caption = f"Means over {summary['runs'].iloc[0]} runs with 95 % intervals. {REGRET} {points}"
     return Table("Combinations", caption, [*COMBINATION, *shown], rows, "summary.csv")
 
 
@@ -199,19 +237,41 @@ def paired_table(paired: pd.DataFrame) -> Table:
     return Table("Compared in pairs", caption, ["difference", "with", *measures.values()], rows, "paired.csv")
 
 
-def best_table(best: pd.DataFrame) -> Table:
-    titles = {"final_distance": "least distance", "pearson": "highest r"}
+def replication_table(replication: pd.DataFrame) -> Table:
+    """The combinations that are best somewhere, here or as published."""
+    shown = replication[(replication["best_share"] > 0) | replication["published_share"].notna()]
     rows = [
         [
+            BEST_BY[row["measure"]],
             row["grouping"],
             row["metric"],
-            row["scoring"],
-            titles.get(row["measure"], row["measure"]),
-            estimates({**row, "best_share_low": row["low"], "best_share_high": row["high"]}, "best_share"),
+            row["published_share"],
+            estimates(row, "best_share", "low", "high"),
+        ]
+        for row in shown.to_dict("records")
+    ]
+    scoring = replication["scoring"].iloc[0]
+    caption = (
+        f"The share of settings in which a combination is best with {scoring} points: as the study published it where "
+        f"that is known, and here over this sweep's settings, with 95 % intervals. {PUBLISHED}"
+    )
+    columns = ["best by", "grouping", "metric", "study", "here"]
+    return Table("Beside the study's sweep", caption, columns, rows, "replication.csv")
+
+
+def best_table(best: pd.DataFrame) -> Table:
+    rows = [
+        [
+            *(row[name] for name in COMBINATION),
+            BEST_BY[row["measure"]],
+            estimates(row, "best_share", "low", "high"),
         ]
         for row in best.to_dict("records")
     ]
-    caption = "The share of the sweep's settings in which a combination is best, with 95 % intervals."
+    caption = (
+        "The share of the sweep's settings in which a combination is best of those with its scoring, with 95 % "
+        f"intervals. {' '.join(whose(best['scoring'].unique()))}"
+    )
     return Table("Best over the sweep", caption, [*COMBINATION, "best by", "share of settings"], rows, "best.csv")
 
 
@@ -219,8 +279,10 @@ def estimators_table(estimators: pd.DataFrame) -> Table:
     shown = {
         "r, our estimate": "pearson",
         "r, KernelExplainer": "pearson_kernel",
+        "difference, run by run": "gap",
         "r, one estimate against the other": "kernel_against_shapley",
     }
+    estimators = estimators.assign(gap=estimators["pearson"] - estimators["pearson_kernel"])
     rows = [
         [*names, *(_mean(group[column]) for column in shown.values())]
         for names, group in estimators.groupby(COMBINATION, sort=False)

@@ -12,6 +12,8 @@ from scipy.special import gammaln
 PENALTIES = (1e-9, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge regression, as shares of a column's sum of squares
 PLENTY = 10  # so many coalitions a coefficient need no penalty
 LEAST_FOR_TREES = 400  # coalitions
+GOOD = 1e-6  # share of the values' variance left, with which no trees are tried
+GOOD_WITH_FEATURES = 0.01  # the same where the features are to explain the game
 TREES = 100
 FEW = 1000  # coalitions, of which who is in them is tried as well where there are features
 
@@ -114,15 +116,18 @@ def mean_quadratic(standard: np.ndarray, direction: np.ndarray) -> _Basis:
 
 
 def ridge(
-    basis: _Basis, members: np.ndarray, sizes: np.ndarray, values: np.ndarray, weights: np.ndarray
+    basis: _Basis, members: np.ndarray, sizes: np.ndarray, values: np.ndarray, weights: np.ndarray, least: int
 ) -> list[tuple[Model, np.ndarray]]:
-    """Weighted least squares with standardised columns: a model and its coefficients for every penalty."""
+    """Weighted least squares with standardised columns: a model and its coefficients for every penalty.
+
+    least: coalitions that the smallest part has which is fitted so; all parts get the same penalties.
+    """
     design = basis.columns(members, sizes) * weights[:, None]
     spread = np.sqrt(np.einsum("mk,mk->k", design, design))
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
     gram = (design.T @ design) * scale * scale[:, None]
     slope = (design.T @ (values * weights)) * scale
-    penalties = PENALTIES[:1] if len(values) >= PLENTY * len(gram) else PENALTIES
+    penalties = PENALTIES[:1] if least >= PLENTY * len(gram) else PENALTIES
     found = []
     for penalty in penalties:
         inner = gram.copy()
@@ -218,12 +223,13 @@ def cross_fitted(
     """
     m, n = members.shape
     count = int(folds.max(initial=0)) + 1
+    least = m - int(np.bincount(folds).max(initial=0))
     kinds: list[list[Model]] = []  # of each fold
     for fold in range(count):
         others = folds != fold
-        part = members[others].astype(float), sizes[others], values[others], weights[others]
+        part = members[others].astype(float), sizes[others], values[others], weights[others], least
         found = [nothing(n)]
-        if standard is not None and standard.shape[1]:
+        if standard is not None:
             straight = ridge(mean_linear(standard), *part)
             slope = straight[len(straight) // 2][1][4:]
             direction = slope / (np.linalg.norm(slope) or 1.0)
@@ -238,12 +244,16 @@ def cross_fitted(
             predicted[folds == fold] = fit.predict(members[folds == fold], sizes[folds == fold])
         return predicted
 
-    def best(kinds: list[list[Model]]) -> tuple[list[Model], np.ndarray]:
-        candidates = [(list(fits), predictions(list(fits))) for fits in zip(*kinds, strict=True)]
-        return min(candidates, key=lambda pair: float((((values - pair[1]) * weights) ** 2).sum()))
+    def misses(pair: tuple[list[Model], np.ndarray]) -> float:
+        return float((((values - pair[1]) * weights) ** 2).sum())
 
-    if standard is None and m >= LEAST_FOR_TREES:
-        for fold, found in enumerate(kinds):
-            others = folds != fold
-            found.append(trees(members[others], sizes[others], values[others], weights[others], seed))
-    return best(kinds)
+    candidates = [(list(fits), predictions(list(fits))) for fits in zip(*kinds, strict=True)]
+    best = min(candidates, key=misses)
+    spread = float((((values - np.average(values, weights=weights**2)) * weights) ** 2).sum()) if m else 0.0
+    if m < LEAST_FOR_TREES or misses(best) < (GOOD_WITH_FEATURES if standard is not None else GOOD) * spread:
+        return best
+    grown = [
+        trees(members[others], sizes[others], values[others], weights[others], seed)
+        for others in (folds != fold for fold in range(count))
+    ]
+    return min(best, (grown, predictions(grown)), key=misses)

@@ -30,6 +30,7 @@ LARGE_NUMBERS = 4_000_000  # how many numbers a round's coalitions may hold afte
 MOST_PAIRS = 3_000  # drawn whole from the start
 EXPLORED = 0.2  # of the sample is spread evenly over the sizes, however small the remainder seems to be there
 LEAST_TO_CENTRE = 8  # of so many coalitions of a size the remainder's mean is subtracted
+EXACT_FIT = 1e-6  # of the values: smaller remainders are the fit's rounding
 UNMET = 2  # coalitions, see _estimate
 FOLDS = 5
 TWO_FOLDS = 1_000  # coalitions that make two folds enough, where there are features
@@ -116,7 +117,7 @@ def stratified(
             by_fold = by_fold + np.bincount(new_sizes, minlength=n + 1) / len(fits)
         closed = _closed_part(fits, by_fold, expected, population, drawn)
         tolerance = 1e-9 * scale + rounding()
-        perfect = (largest * base).max() <= tolerance
+        perfect = (largest * base).max() <= max(EXACT_FIT * scale, tolerance)  # a spike could be anything
         unmet = np.full(n + 1, scale) if perfect else largest * base
         estimates, errors = _estimate(moments, expected, population, closed, total, unmet)
         target = precision * estimates.std()

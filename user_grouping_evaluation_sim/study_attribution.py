@@ -5,6 +5,7 @@ choice was made on. Run: python user_grouping_evaluation_sim/study_attribution.p
 """
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiment.command_line import CommonSettings, run_script
-from experiment.figures import COLOURS, MARKERS, legend_below, new_figure, save_figure
+from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
 from experiment.files import ROOT, replace_atomically
 from experiment.parallel import parallel_map
 from experiment.statistics import mean_interval
@@ -23,12 +24,14 @@ from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.hull import hull_distance
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.preferences import Preferences, draw_crowds, read_movielens
-from user_grouping_evaluation_sim.scoring import Round, Scoring, Standing, attributed, marginal
+from user_grouping_evaluation_sim.scoring import Round, Scoring, Standing, attributed, marginal, ranked
 from user_grouping_evaluation_sim.settings import DATA
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.tables import pearson
 from user_grouping_evaluation_sim.vector_world import simulate
 
+DEFAULT = "attributed"
+ALONE = "points"  # the family of what was tried with one setting only
 RESULTS = ROOT / "results" / "user_grouping_evaluation_sim" / "attribution"
 
 
@@ -49,9 +52,13 @@ def weighted_groups(standing: Standing, history: Sequence[Round], num_rounds: in
 
 def candidates() -> list[tuple[str, str, Scoring]]:
     """(family, setting, scoring): everything that is compared."""
-    found: list[tuple[str, str, Scoring]] = [("marginal points", "", marginal)]
+    found: list[tuple[str, str, Scoring]] = [
+        ("marginal", "", marginal),
+        ("ranked", "", ranked),
+        (DEFAULT, "", attributed),
+    ]
     for eta in (0.25, 0.5, 1.0, 2.0):
-        found.append(("weights inside groups", f"sharpness {eta:g}", partial(weighted_groups, sharpness=eta)))
+        found.append(("weights inside groups: sharpness", f"{eta:g}", partial(weighted_groups, sharpness=eta)))
     for share in (0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9):
         scoring = partial(attributed, measured_share=(share, share))
         found.append(("measure, then merge: share measured", f"{share:g}", scoring))
@@ -62,7 +69,6 @@ def candidates() -> list[tuple[str, str, Scoring]]:
         found.append(("measure: equations replayed a user", f"{equations:g}", scoring))
     for rounds in (1, 5, 20, 40):
         found.append(("merge: rounds replayed", str(rounds), partial(attributed, replayed_rounds=rounds)))
-    found.append(("default", "", attributed))
     return found
 
 
@@ -97,33 +103,45 @@ def perform(preferences: Preferences, num_runs: int, trial: Trial) -> dict[str, 
     return row
 
 
-def frontier(tried: pd.DataFrame) -> Figure:
-    """Agreement against regret of everything that was tried, the mean over groupings' means with their intervals."""
+def agreement_and_regret(tried: pd.DataFrame) -> Figure:
+    """Everything that was tried: agreement above, regret below; a column a family of settings, a mark a grouping."""
+    alone = tried["setting"] == ""
+    tried = tried.assign(
+        family=tried["family"].mask(alone, ALONE), setting=tried["setting"].where(~alone, tried["family"])
+    )
     groupings = list(tried["grouping"].unique())
-    figure, axes = new_figure(1, len(groupings), width=9.6, height=4.4, sharex=True, sharey=True)
-    for ax, grouping in zip(axes[0], groupings, strict=True):
-        part = tried[tried["grouping"] == grouping]
-        for i, (family, rows) in enumerate(part.groupby("family", sort=False)):
-            x, y = rows["regret"], rows["pearson"]
-            default = family == "default"
-            style = {"fmt": "*", "color": "k", "ms": 13, "zorder": 3} if default else {"fmt": MARKERS[i % 7], "ms": 5}
-            style |= {} if default else {"color": COLOURS[i % 7]}
-            bars = {"xerr": [x - rows["regret_low"], rows["regret_high"] - x]}
-            bars |= {"yerr": [y - rows["pearson_low"], rows["pearson_high"] - y]}
-            ax.errorbar(x, y, **bars, elinewidth=0.6, label=family, **style)
-            if family.endswith("share measured"):
-                for row in rows.itertuples():
-                    ax.annotate(
-                        row.setting, (row.regret, row.pearson), xytext=(4, -9), textcoords="offset points", fontsize=7
-                    )
-        ax.set_title(f"{grouping}, l2, 75 users, 4 groups")
-        ax.set_xlabel("normalised regret (log scale)")
-    axes[0, 0].set_xscale("log")
-    for ax in axes[0]:
-        ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.4], ["0.02", "0.05", "0.1", "0.2", "0.4"])
-        ax.set_xticks([], minor=True)
-    axes[0, 0].set_ylabel("Pearson r, points and Shapley values\n(means with 95 % intervals)")
-    legend_below(figure, axes[0, 0], 4)
+    families = {name: list(rows["setting"].unique()) for name, rows in tried.groupby("family", sort=False)}
+    default = tried[tried["setting"] == DEFAULT].set_index("grouping")
+    figure, axes = new_figure(
+        2, len(families), width=11, height=5.6, sharey="row", width_ratios=[len(names) for names in families.values()]
+    )
+    for row, measure in enumerate(("pearson", "regret")):
+        for ax, (family, settings) in zip(axes[row], families.items(), strict=True):
+            for i, grouping in enumerate(groupings):
+                part = tried[(tried["family"] == family) & (tried["grouping"] == grouping)]
+                y = part[measure]
+                ax.axhline(default.loc[grouping, measure], color=COLOURS[i % 7], linewidth=0.8, linestyle=LINES[i % 4])
+                ax.errorbar(
+                    np.arange(len(settings)) + 0.22 * (i - (len(groupings) - 1) / 2),
+                    y,
+                    yerr=[y - part[f"{measure}_low"], part[f"{measure}_high"] - y],
+                    fmt=MARKERS[i % 7],
+                    color=COLOURS[i % 7],
+                    ms=4,
+                    elinewidth=0.8,
+                    label=f"{grouping} (line: the default)",
+                )
+            ax.set_xlim(-0.6, len(settings) - 0.4)
+            ax.set_xticks(range(len(settings)), settings if row else [], rotation=0 if family != ALONE else 30)
+            if row:
+                ax.set_xlabel(textwrap.fill(family, 7 + 3 * len(settings)))
+    axes[1, 0].set_yscale("log")
+    axes[1, 0].set_yticks([0.02, 0.05, 0.1, 0.2, 0.4], ["0.02", "0.05", "0.1", "0.2", "0.4"])
+    axes[1, 0].set_yticks([], minor=True)
+    axes[0, 0].set_ylabel("Pearson r,\npoints and Shapley values")
+    axes[1, 0].set_ylabel("normalised regret\n(log scale)")
+    figure.suptitle("l2, 75 users, 4 groups: means over runs with 95 % intervals", fontsize=9)
+    legend_below(figure, axes[0, 0], 3)
     return figure
 
 
@@ -135,7 +153,7 @@ def main(settings: Settings) -> None:
         for candidate in candidates()
         for grouping in GROUPINGS
     ]
-    fresh = [("marginal", marginal), ("attributed", attributed)]
+    fresh = [("marginal", marginal), ("ranked", ranked), ("attributed", attributed)]
     settings_shown = [(75, 4, ("l2",)), (100, 5, tuple(METRICS)), (100, 2, tuple(METRICS))]
     reported = [
         Trial(name, "", scoring, grouping, metric, users, groups, settings.seed)
@@ -154,7 +172,7 @@ def main(settings: Settings) -> None:
     for name, frame in (("tried", tried), ("reported", shown)):
         with replace_atomically(folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    save_figure(frontier(tried), folder, "agreement_against_regret")
+    save_figure(agreement_and_regret(tried), folder, "agreement_against_regret")
     print(f"results: {folder}")
 
 

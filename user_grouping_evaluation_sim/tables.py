@@ -1,15 +1,17 @@
 """The tables a run writes, made from what the simulation and the Shapley estimates gave."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from experiment.files import ROOT
 from experiment.statistics import mean_interval
 from user_grouping_evaluation_sim.vector_world import Trace
 
+PUBLISHED = ROOT / "data" / "study" / "user_grouping.csv"
 COMBINATION = ["grouping", "metric", "scoring"]
 SUMMARISED = [
     "start_distance",
@@ -76,11 +78,24 @@ def sweep_tables(
     runs_by_setting: Mapping[tuple[int, int], pd.DataFrame], rng: np.random.Generator
 ) -> dict[str, pd.DataFrame]:
     """The tables over all settings (num_users, num_groups), by file name."""
-    summaries = [
-        summary_table(runs).assign(num_users=users, num_groups=groups)
-        for (users, groups), runs in runs_by_setting.items()
-    ]
-    return {"sweep": pd.concat(summaries, ignore_index=True), "best": best_table(runs_by_setting, rng)}
+
+    def over_settings(table: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+        return pd.concat(
+            [
+                table(runs).assign(num_users=users, num_groups=groups)
+                for (users, groups), runs in runs_by_setting.items()
+            ],
+            ignore_index=True,
+        )
+
+    best = best_table(runs_by_setting, rng)
+    replication = replication_table(best)
+    return {
+        "sweep": over_settings(summary_table),
+        "sweep_paired": over_settings(paired_table),
+        "best": best,
+        **({"replication": replication} if replication["published_share"].notna().any() else {}),
+    }
 
 
 def runs_table(combinations: Sequence[Combination]) -> pd.DataFrame:
@@ -183,21 +198,41 @@ def best_table(
     first = next(iter(runs_by_setting.values()))
     for scoring in first["scoring"].unique():
         for measure, sign in (("final_distance", -1.0), ("pearson", 1.0)):
+            if all(runs[measure].isna().all() for runs in runs_by_setting.values()):
+                continue
             wins = []
             for runs in runs_by_setting.values():
                 chosen = runs[runs["scoring"] == scoring]
                 table = chosen.pivot(index="run", columns=["grouping", "metric"], values=measure)
                 values = sign * table.to_numpy()
                 picks = rng.integers(len(values), size=(resamples, len(values)))
-                counts = np.stack([np.bincount(pick, minlength=len(values)) for pick in picks])
-                means = np.vstack([np.nanmean(values, axis=0), counts @ np.nan_to_num(values) / len(values)])
-                wins.append(means.argmax(axis=1)[:, None] == np.arange(values.shape[1]))
+                resampled = [np.bincount(pick, minlength=len(values)) for pick in picks]
+                counts = np.stack([np.ones(len(values)), *resampled])
+                with np.errstate(invalid="ignore"):
+                    means = counts @ np.nan_to_num(values) / (counts @ np.isfinite(values))
+                wins.append(best_of(means))
             share = np.mean(wins, axis=0)  # (1 + resamples, combinations)
             low, high = np.quantile(share[1:], [0.025, 0.975], axis=0)
             for column, (grouping, metric) in enumerate(table.columns):
                 names = {"scoring": scoring, "measure": measure, "grouping": grouping, "metric": metric}
                 rows.append(names | {"best_share": share[0, column], "low": low[column], "high": high[column]})
     return pd.DataFrame(rows)
+
+
+def best_of(means: np.ndarray) -> np.ndarray:
+    """(m, k) -> bool (m, k): the greatest of each row, the first of equals; none in a row that is all NaN."""
+    known = np.nan_to_num(means, nan=-np.inf)
+    best = known.argmax(axis=1)[:, None] == np.arange(means.shape[1])
+    wins: np.ndarray = best & np.isfinite(means)
+    return wins
+
+
+def replication_table(best: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `best` with the study's points, beside the shares that the study published; NaN where unknown."""
+    published = pd.read_csv(PUBLISHED)
+    key = ["scoring", "measure", "grouping", "metric"]
+    own = best[best["scoring"].isin(published["scoring"])]
+    return own.merge(published[[*key, "published_share"]], on=key, how="left")
 
 
 def _labelled(combination: Combination, columns: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from user_grouping_evaluation_sim.tables import (
     COMBINATION,
     SETTLED,
     SUMMARISED,
+    best_of,
     paired_table,
     pearson,
     regret,
@@ -171,7 +172,9 @@ def check_summary(summary: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
 def check_paired(paired: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     recomputed = paired_table(runs)
     keys = [name for name in recomputed.columns if name not in ("difference", "low", "high")]
-    if len(paired) != len(recomputed) or not paired[keys].fillna("").equals(recomputed[keys].fillna("").astype(str)):
+    if len(paired) != len(recomputed) or not paired[keys].fillna("").astype(str).equals(
+        recomputed[keys].fillna("").astype(str)
+    ):
         return ["paired.csv: its comparisons are not those that runs.csv allows"]
     slack = _slack(runs).max()
     tolerance = 2 * paired["measure"].map(slack) * _reach(runs["run"].nunique())
@@ -201,9 +204,10 @@ def check_sweep(sweep: pd.DataFrame, best: pd.DataFrame, summary: pd.DataFrame, 
     for (scoring, measure), rows in best.groupby(["scoring", "measure"], sort=False):
         means = sweep[sweep["scoring"] == scoring].pivot(index=setting, columns=["grouping", "metric"], values=measure)
         signed = means.to_numpy() * (-1 if measure == "final_distance" else 1)
-        wins = signed.argmax(axis=1)[:, None] == np.arange(signed.shape[1])
+        wins = best_of(signed)
         # Means that are equal as written may have been in either order.
-        close = signed >= signed.max(axis=1, keepdims=True) - 2 * ROUNDING * np.abs(signed).max(axis=1, keepdims=True)
+        size = np.nan_to_num(np.abs(signed)).max(axis=1, keepdims=True)
+        close = signed >= np.nan_to_num(signed, nan=-np.inf).max(axis=1, keepdims=True) - 2 * ROUNDING * size
         unsure = (close & (close.sum(axis=1, keepdims=True) > 1)).mean(axis=0)
         shares = pd.DataFrame({"share": wins.mean(axis=0), "unsure": unsure + ROUNDING}, index=means.columns)
         shares = shares.loc[list(rows[["grouping", "metric"]].itertuples(index=False, name=None))]

