@@ -127,9 +127,13 @@ def read_comments(path: str | Path) -> list[Row]:
     reader = csv.DictReader(io.StringIO(_read_text(Path(path)), newline=""), strict=True)
     rows: list[Row] = []
     try:
-        if "text" not in (reader.fieldnames or ()):
-            columns = ", ".join(reader.fieldnames or ()) or "none"
-            raise InputError(f"{path}, line 1: no column `text` (columns: {columns}); add a header with one")
+        names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        if "text" not in names:
+            raise InputError(
+                f"{path}, line 1: no column `text` (columns: {', '.join(names) or 'none'}); add a header with one"
+            )
+        if twice := [name for name in ("text", "emotion", "user") if names.count(name) > 1]:
+            raise InputError(f"{path}, line 1: column `{twice[0]}` stands twice; rename or remove one")
         for row in reader:
             number = reader.line_num
             if None in row:
@@ -138,7 +142,7 @@ def read_comments(path: str | Path) -> list[Row]:
                 raise InputError(f"{path}, line {number}: no `text`, the row has too few fields")
             emotion = (row.get("emotion") or "").strip()
             labels = (emotion,) if emotion in EMOTIONS else ()
-            rows.append(Row(_checked_text(row["text"], path, number), labels, row.get("user") or ""))
+            rows.append(Row(_checked_text(row["text"], path, number), labels, (row.get("user") or "").strip()))
     except csv.Error as error:
         # The DictReader's own count is of the last row that could be read.
         raise InputError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from None

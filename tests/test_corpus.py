@@ -65,6 +65,8 @@ def test_duplicates_are_left_out_and_their_labels_joined(tmp_path):
         ("a.csv", "text\nHi\n\u200b\n", "line 3: no text"),
         ("a.csv", "text\nHi\nA\0B\n", "line 3: no text"),
         ("a.csv", "text\nHi, there\n", "line 2: more fields"),
+        ("a.csv", "text,text\nHi,there\nOh,no\n", "line 1: column `text` stands twice"),
+        ("a.csv", "text,user, user\nHi,1,2\nOh,1,2\n", "line 1: column `user` stands twice"),
         ("a.csv", "emotion,text\njoy,Hi\njoy\n", "line 3: no `text`"),
         ("a.csv", 'text\nHi\n"open\n', "not valid CSV"),
         ("a.csv", b"text\nHi\n\xff\n", "line 3: not UTF-8"),
@@ -98,7 +100,7 @@ def test_comments_rows_keep_duplicates(tmp_path):
 
 
 def test_labels_of_other_sets_are_none_and_owners_are_kept(tmp_path):
-    rows = "user,text,emotion\n007,Hi,glee\nNA,Bye,joy\n7,Hi,joy\n007,Hi,\n,Well,\n"
+    rows = "user, text,emotion\n007,Hi,glee\nNA,Bye,joy\n7,Hi,joy\n007 ,Hi,\n,Well,\n"
     loaded = load_corpus(write(tmp_path / "own.csv", rows))
     assert loaded.texts == ("Hi", "Bye", "Well")
     assert loaded.emotions == (("joy",), ("joy",), ())

@@ -25,6 +25,9 @@ TETRAHEDRON = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
         (np.array([[1.0, 2, 3]]), [1, 2, 5], 2),  # one user
         (np.array([[1.0, 2], [1, 2], [1, 2]]), [4, 6], 5),  # three equal users
         (np.array([[0.0, 0], [0, 0]]), [0, 0], 0),
+        (np.array([[1.0], [3], [2]]), [2.5], 0),  # a line
+        (np.array([[1.0], [3], [2]]), [7], 4),
+        (np.array([[1.0]]), [1], 0),
     ],
 )
 def test_known_geometry(users, expert, distance):

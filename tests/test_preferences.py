@@ -1,6 +1,7 @@
 """Users' vectors from GroupLens files and matrices, and what of them is refused."""
 
 import gzip
+import os
 import re
 
 import numpy as np
@@ -95,6 +96,9 @@ def test_the_data_in_the_repository():
         ("5,1,4.0,100", "line 8: user 5 rates movie 1 a second time"),
         ("5,1234,4.0,100", "line 8: movie 1234 is not in"),
         (",1,4.0,100", "line 8: userId is missing"),
+        ("3,1,4,5,100", "line 8: 5 fields where the header has 4"),
+        ("5.0,7,4,100", "users 5 and 5.0 stand in one file"),
+        ("5,99999999999999999999,4,100", "line 8: movieId '99999999999999999999' is too large"),
         ("5,x,4.0,100", "line 8: movieId 'x' is not a whole number"),
         ("5,1.5,4.0,100", "line 8: movieId '1.5' is not a whole number"),
     ],
@@ -166,6 +170,21 @@ def test_a_matrix_as_it_stands(tmp_path, name):
         ("user,a,b\n1,2,x\n2,4,1\n", "line 2: column b: 'x' is not a finite number"),
         ("user,a,b\n1,2,1\n1,4,1\n", "line 3: the user id is"),
         ("user,a,b\n1,2,1\n,4,1\n", "line 3: the user id is"),
+        # What would else be read, and wrong:
+        ('"a","b"\n"u",1,2\n', "the first row has 3 fields where the header has 2"),  # R's write.table
+        ("who,a,b\nu,1,5,2\n", "the first row has 4 fields where the header has 3"),  # a decimal comma
+        ("who,a,b\nu,1,2\n\nv,2,5,3\n", "line 4: 4 fields where the header has 3"),
+        ("who;a\nu;1,5\n", "the first row has 2 fields .* separated by semicolons"),
+        ("u,0.5,1\nv,1,2\n", "line 1 is no header: it holds the number 0.5"),
+        ("u,3,1\nv,1,2\n", "line 1 is no header: it holds the number 3"),
+        (",userId,a\n0,17,1\n1,18,2\n", "column userId is no dimension"),
+        ("who,a,a \nu,1,2\n", "column a stands twice"),
+        ("who,a,,b\nu,1,5,2\n", "a column has no name"),
+        ("who,a\nann,1\nann ,2\n", "line 3: the user id is a repeated one"),
+        ("who,a\n5,1\n5.0,2\n", "users 5 and 5.0 stand in one file"),
+        ('who,a,b\n"u,1,2\nv,1,2\nw"x,2,3\ny,1,1\n', "line 2: cannot be read as CSV"),
+        ("who,a\nu,True\nv,False\n", "line 2: column a: 'True' is not a finite number"),
+        ("who,a\nu,1e71\nv,1\n", "line 2: column a: '1e71' is too large"),
     ],
 )
 def test_bad_matrices(tmp_path, text, told):
@@ -179,9 +198,9 @@ def test_bad_matrices(tmp_path, text, told):
         ("who,a\n0001,1\n1,2\n01,3\n", ["0001", "1", "01"]),
         ("who,a\n1e5,1\n10e4,2\n3e7,3\n", ["1e5", "10e4", "3e7"]),
         ("who,a\nAB,1\nNA,2\nnan,3\n", ["AB", "NA", "nan"]),
+        ("who , a\nann ,1\n bob, 2\nann bob,3\n", ["ann", "bob", "ann bob"]),
         ("who,a\n1.0,1\n2.0,2\n99999999999999999999,3\n", ["1.0", "2.0", "99999999999999999999"]),
         (",a\n0,1\n1,2\n2,3\n", ["0", "1", "2"]),  # a pandas index
-        ('"a"\n"p0",1\n"p1",2\n"p2",3\n', ["p0", "p1", "p2"]),  # R's write.table
         ('"","a"\n"1",1\n"2",2\n"3",3\n', ["1", "2", "3"]),  # R's write.csv
     ],
 )
@@ -192,12 +211,33 @@ def test_ids_are_text_as_written(tmp_path, text, ids):
     np.testing.assert_array_equal(got.vectors[:, 0], [1, 2, 3])
 
 
+def test_a_pipe_which_can_be_read_only_once_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: cannot be read as CSV"):
+        read_matrix(tmp_path / "pipe")
+
+
+def test_columns_may_be_named_by_numbers_that_count(tmp_path):
+    assert read_matrix(written(tmp_path, "x.csv", "who,0,1\nu,1,2\n")).dimensions == ("0", "1")
+    assert read_matrix(written(tmp_path, "x.csv", ",2019,2021\nu,1,2\n")).dimensions == ("2019", "2021")
+
+
+@pytest.mark.parametrize(
+    "ratings", [RATINGS, RATINGS.replace(",", " , "), re.sub(r"(\d+),(\d+),", r"\1.0,\2.0,", RATINGS)]
+)
+def test_ids_as_floats_and_spaces(tmp_path, ratings):
+    got = read_movielens(written(tmp_path, "r.csv", ratings), written(tmp_path, "m.csv", MOVIES.replace("|", " | ")))
+    assert [user.removesuffix(".0") for user in got.user_ids] == ["3", "5", "8"]
+    np.testing.assert_allclose(got.vectors, np.transpose([BY_HAND[name] for name in list(BY_HAND)[1:]]))
+
+
 def test_users_of_ratings_come_by_number_then_as_text(tmp_path):
-    rows = "\n".join(f"{user},1,{rating}" for user, rating in (("10", 1), ("b", 2), ("9", 3), ("09", 4), ("a", 5)))
+    users = ("10", 1), ("b", 2), ("9", 3), ("09", 4), ("a", 5), ("9" * 5000, 0.5)
+    rows = "\n".join(f"{user},1,{rating}" for user, rating in users)
     ratings = written(tmp_path, "r.csv", "userId,movieId,rating\n" + rows + "\n")
     got = read_movielens(ratings, written(tmp_path, "m.csv", "movieId,genres\n1,Drama\n"))
-    assert got.user_ids.tolist() == ["09", "9", "10", "a", "b"]
-    np.testing.assert_array_equal(got.vectors[:, 0], [4, 3, 1, 5, 2])
+    assert got.user_ids.tolist() == ["09", "9", "10", "9" * 5000, "a", "b"]
+    np.testing.assert_array_equal(got.vectors[:, 0], [4, 3, 1, 0.5, 5, 2])
 
 
 TEN = Preferences(np.arange(10) * 11, ("a", "b"), np.arange(20.0).reshape(10, 2))
