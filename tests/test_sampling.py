@@ -13,7 +13,6 @@ from point_in_space_sim.engine.sampling import (
     _sample_tokens,
     distinct_2,
     draw_tokens,
-
     sample_comments,
 )
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
