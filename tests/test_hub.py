@@ -123,7 +123,7 @@ def test_a_slow_hub_is_named_at_once(hub, tmp_path):
     begin = time.perf_counter()
     process = start(hub, tmp_path, REPOSITORY)
     first = process.stderr.readline()
-    assert first == f"looking for {REPOSITORY} at http://127.0.0.1:{hub.server_port}\n"
+    assert first == f"waiting for http://127.0.0.1:{hub.server_port}\n"
     assert time.perf_counter() - begin < 5
     hub.open.set()
     _, error = process.communicate(timeout=120)
