@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 from experiment.errors import InputError
 from experiment.statistics import mean_interval
@@ -44,7 +46,7 @@ class Settings:
     """How many."""
     samples: int = 50
     """Comments sampled from the tuned model."""
-    mapper: str = "auto"
+    mapper: str = "embedded"
     """As for run.py."""
     threads: int = 1
     """Threads of either side."""
@@ -73,9 +75,6 @@ def ours(base: BaseModel, texts: list[str], settings: Settings) -> dict[str, Any
 
 def straightforward(base: BaseModel, texts: list[str], settings: Settings, learning_rate: float) -> dict[str, Any]:
     """The same with Trainer and generate. `base` gives prompt, tokenizer and weights; the model is loaded anew."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
-
     tuning, sampling = TuningSettings(), SamplingSettings()
     set_seed(settings.seed)
     linear = sorted(

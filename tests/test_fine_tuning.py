@@ -14,9 +14,11 @@ from point_in_space_sim.engine.fine_tuning import (
     Adapter,
     TuningSettings,
     _trainable,
+    add_gradient,
     average_adapters,
     encode_comment,
     frozen_activations,
+    in_packs,
     load_adapter,
     merged,
     packed_loss,
@@ -227,6 +229,26 @@ def test_comments_in_a_pack_do_not_see_each_other(base):
     tokens = torch.tensor([[*base.prompt, *encode_comment(base, TEXTS[1])[:-1]]])
     plain = run_layers(base.model, base.model.model.embed_tokens(tokens), torch.arange(tokens.shape[1])[None], last=2)
     assert torch.allclose(packed, plain[0, len(base.prompt) :], atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [1, 20, 10_000])
+def test_a_step_in_packs_has_the_gradient_of_the_whole(base, gpt2, limit, monkeypatch):
+    """Memory in the length of a comment, not of the batch; the mean stays that over all tokens."""
+    for model in (base, gpt2):
+        activations = frozen_activations(model, TEXTS, SETTINGS) if model is base else None
+        with _trainable(model, SETTINGS, random_adapter(model), 0) as (parameters, _):
+            padded_loss(model, TEXTS).backward()
+            whole = [parameter.grad.clone() for parameter in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+            monkeypatch.setattr("point_in_space_sim.engine.fine_tuning.PACK_TOKENS", limit)
+            packs = in_packs(model, TEXTS)
+            assert [text for pack in packs for text in pack] == TEXTS
+            assert len(packs) == {1: 4, 10_000: 1}.get(limit, len(packs))
+            assert all(len(p) == 1 or sum(len(encode_comment(model, t)) for t in p) <= limit for p in packs)
+            add_gradient(model, TEXTS, activations)
+            for parameter, gradient in zip(parameters, whole, strict=True):
+                assert torch.allclose(parameter.grad, gradient, atol=1e-5)
 
 
 def test_huge_comments_are_cut(base):

@@ -1,10 +1,19 @@
 """Tiny random language models with the real config classes, saved to a folder as a hub model would be."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -74,4 +83,25 @@ def save_tiny_gpt2(folder: Path, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_model(folder: Path, architecture: str, **config: Any) -> Path:
+    """A causal language model of any of transformers' architectures, 32 wide."""
+    common = {
+        "vocab_size": save_tokenizer(folder),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**common | config)).save_pretrained(folder)
     return folder

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import gammaln
+from threadpoolctl import threadpool_limits
 
 PENALTIES = (1e-9, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge regression, as shares of a column's sum of squares
 PLENTY = 10  # so many coalitions a coefficient need no penalty
 LEAST_FOR_TREES = 400  # coalitions
 GOOD = 1e-6  # share of the values' variance left, with which no trees are tried
-GOOD_WITH_FEATURES = 0.01  # the same where the features are to explain the game
+GOOD_WITH_FEATURES = 0.2  # the same where the features are to explain the game
 TREES = 100
 FEW = 1000  # coalitions, of which who is in them is tried as well where there are features
 
@@ -150,14 +151,17 @@ def trees(members: np.ndarray, sizes: np.ndarray, values: np.ndarray, weights: n
     grown = HistGradientBoostingRegressor(
         max_iter=TREES, learning_rate=0.15, max_features=0.4, early_stopping=False, random_state=seed
     )
-    grown.fit(np.column_stack([members, sizes]), values / scale, sample_weight=(weights / weights.mean()) ** 2)
+    with threadpool_limits(1):  # more threads than free cores would wait for each other
+        grown.fit(np.column_stack([members, sizes]), values / scale, sample_weight=(weights / weights.mean()) ** 2)
     contrasts = np.zeros((n + 1, n))
     for tree in grown._predictors:  # no public name shows them
         contrasts += _tree_contrasts(tree[0].nodes, n)
-    return Model(
-        lambda members, sizes: grown.predict(np.column_stack([members, sizes])) * scale,
-        contrasts * scale,
-    )
+
+    def predict(members: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        with threadpool_limits(1):
+            return grown.predict(np.column_stack([members, sizes])) * scale
+
+    return Model(predict, contrasts * scale)
 
 
 def _tree_contrasts(nodes: np.ndarray, n: int) -> np.ndarray:

@@ -28,13 +28,17 @@ def rehearse(
             f"the base model {base.name}: its tokenizer gives the token {highest} for a comment, the model only has "
             f"{base.vocabulary}; resize its embeddings to the tokenizer's and save it again"
         )
-    # fork_rng puts torch's own generators back; every other stream is made from a seed.
-    with torch.random.fork_rng(), one_line(f"the base model {base.name}: cannot be used", "choose another"):
-        _read_longest_sample(base, comments[longest], sampling)
-        adapter = tune(base, [texts[longest]], replace(tuning, epochs=1, batch_size=1), seed=0)
-        written = sample_comments(
-            base, 2, 0, replace(sampling, max_new_tokens=min(2, sampling.max_new_tokens)), adapter
-        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the models of a run are made: two threads on a busy machine wait for each other
+    try:
+        # fork_rng puts torch's own generators back; every other stream is made from a seed.
+        with torch.random.fork_rng(), one_line(f"the base model {base.name}: cannot be used", "choose another"):
+            _read_longest_sample(base, comments[longest], sampling)
+            adapter = tune(base, [texts[longest]], replace(tuning, epochs=1, batch_size=1), seed=0)
+            few = replace(sampling, max_new_tokens=min(2, sampling.max_new_tokens))
+            written = sample_comments(base, 2, 0, few, adapter)
+    finally:
+        torch.set_num_threads(threads)
     mapper(written.texts)
 
 
