@@ -105,7 +105,8 @@ def game_shapley_values(
     elif method == "permutation":
         values, errors = _permutation(worth, n, budget - 1, rng)
     else:
-        values, errors = _kernel(worth, n, budget - 1, rng), np.full(n, np.nan)
+        # It asks for the empty coalition and for all players beside its samples.
+        values, errors = _kernel(worth, n, max(budget - 3, 1), rng), np.full(n, np.nan)
     return ShapleyEstimate(values, errors, asked, method)
 
 

