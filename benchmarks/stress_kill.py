@@ -186,7 +186,7 @@ def main() -> int:
             if experiment == "point_in_space_sim":
                 import torch
 
-                from tests.tiny_protocol_models import save_tiny_world
+                from tests.tiny_models import save_tiny_world
 
                 torch.set_num_threads(1)
                 os.environ["XDG_CACHE_HOME"] = f"{scratch}/cache"

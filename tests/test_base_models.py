@@ -25,8 +25,14 @@ from point_in_space_sim.engine.rehearsal import rehearse
 from point_in_space_sim.engine.sampling import sample_comments
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 from point_in_space_sim.mapper import load_mapper
-from tests.tiny_models import CHAT_TEMPLATE, save_tiny_gpt2, save_tiny_llama, save_tiny_model, save_tokenizer
-from tests.tiny_protocol_models import save_tiny_mapper
+from tests.tiny_models import (
+    CHAT_TEMPLATE,
+    save_tiny_gpt2,
+    save_tiny_llama,
+    save_tiny_mapper,
+    save_tiny_model,
+    save_tokenizer,
+)
 
 TEXTS = ["what a day", "thank you so much for the help"]
 TUNING, SAMPLING = TuningSettings(layers=1, rank=2), SamplingSettings(max_new_tokens=12)

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_models import save_tiny_llama
-from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_mapper
+from tests.tiny_models import save_tiny_corpus, save_tiny_llama, save_tiny_mapper
 from tests.warm_command_line import ROOT, SCRIPTS
 
 GROUPING, POINT = SCRIPTS

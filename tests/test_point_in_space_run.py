@@ -21,8 +21,7 @@ from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine import variants
 from point_in_space_sim.protocols import PROTOCOLS, Draw, Protocol
 from point_in_space_sim.results import read_table
-from tests.tiny_models import save_tokenizer
-from tests.tiny_protocol_models import save_tiny_corpus, save_tiny_world
+from tests.tiny_models import save_tiny_corpus, save_tiny_world, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("comments", "generations", "neighbourhoods", "summary")

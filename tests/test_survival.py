@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiment.run_folder import open_run
-from tests.tiny_protocol_models import save_tiny_world
+from tests.tiny_models import save_tiny_world
 from tests.warm_command_line import SCRIPTS
 
 GROUPING, POINT = SCRIPTS

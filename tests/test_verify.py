@@ -10,7 +10,7 @@ import pytest
 from experiment.errors import InputError
 from experiment.run_folder import output_hashes
 from experiment.verify import main, verify_run
-from tests.tiny_protocol_models import save_tiny_world
+from tests.tiny_models import save_tiny_world
 from tests.warm_command_line import SCRIPTS
 
 GROUPING, POINT = SCRIPTS

@@ -180,36 +180,36 @@ def correlation_against_distance(runs: pd.DataFrame) -> Figure:
         low, middle, high = np.nanquantile(values, [0.25, 0.5, 0.75])
         return middle, low, high
 
-    figure, axes = _agreement(runs, "final_distance", quartiles)
+    figure, axes = _agreement(runs, "final_distance", quartiles, same_range=True)
     for ax in axes:
         floor = runs["hull_distance"].median()
         ax.axvline(floor, color="black", linewidth=1, linestyle=(0, (1, 1)), label="nearest mixture of users (hull)")
         ax.set_xlabel(_two_lines(f"final {DISTANCE}"))
     figure.suptitle(f"Medians and quartiles of {runs['run'].nunique()} runs", fontsize=9)
-    legend_below(figure, axes[0], 4)
+    legend_below(figure, axes[0], 3)
     return figure
 
 
 def agreement_against_regret(runs: pd.DataFrame) -> Figure:
     """Mean agreement against mean normalised regret, with 95 % intervals."""
-    figure, axes = _agreement(runs.assign(regret=regret(runs)), "regret", mean_interval)
+    figure, axes = _agreement(runs.assign(regret=regret(runs)), "regret", mean_interval, same_range=False)
     for ax in axes:
         ax.set_xlim(left=0)
         ax.set_xlabel("normalised regret\n(final - hull) / (start - hull)")
     figure.suptitle(f"Means of {runs['run'].nunique()} runs with 95 % intervals", fontsize=9)
-    legend_below(figure, axes[0], 3)
+    legend_below(figure, axes[0], 2)
     return figure
 
 
 def _agreement(
-    runs: pd.DataFrame, measure: str, summarise: Callable[[np.ndarray], tuple[Any, Any, Any]]
+    runs: pd.DataFrame, measure: str, summarise: Callable[[np.ndarray], tuple[Any, Any, Any]], *, same_range: bool
 ) -> tuple[Figure, np.ndarray]:
-    """r against a measure, a column a metric with its own range; a grouping is a marker, a scoring a colour and fill.
+    """r against a measure, a column a metric (in the same range or its own); a marker a grouping, a colour a scoring.
 
     summarise: middle, low and high of the runs. Gives the figure and its axes (metrics,), with entries for a legend.
     """
     groupings, metrics, scorings = (list(runs[name].unique()) for name in ("grouping", "metric", "scoring"))
-    figure, axes = new_figure(1, len(metrics), width=1 + 2.6 * len(metrics), height=4, sharey=True)
+    figure, axes = new_figure(1, len(metrics), width=1 + 2.6 * len(metrics), height=4, sharex=same_range, sharey=True)
     for i, grouping in enumerate(groupings):
         axes[0, 0].plot([], [], color="0.4", marker=MARKERS[i % 7], linestyle="none", label=f"{grouping} grouping")
     for i, scoring in enumerate(scorings):
@@ -391,7 +391,10 @@ def sweep_by_size(sweep: pd.DataFrame, paired: pd.DataFrame, measure: str) -> Fi
     for ax in axes[-1]:
         ax.set_xlabel("users in the crowd")
     axes[0, 0].set_ylabel(_two_lines(f"final {DISTANCE}") if measure == "final_distance" else "Pearson r")
+    # Differences in one range, so that they can be compared by eye.
+    ends = [ax.get_ylim() for ax in axes[1:, 0]]
     for ax in axes[1:, 0]:
+        ax.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
         ax.set_ylabel("difference, run by run")
     figure.suptitle(f"{sweep['scoring'].iloc[0]} points, {sweep['runs'].iloc[0]} runs, 95 % intervals", fontsize=9)
     legend_below(figure, axes[0, 0], 5)
