@@ -28,7 +28,7 @@ ESTIMATORS = {
 
 def main() -> None:
     path, budget, seed, out = sys.argv[1:]
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         game = dict(arrays)
     n, value = len(game["truth"]), value_of(game)
     found = {}

@@ -158,7 +158,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Holds the folder's lock; a process that was killed holds none. The folder is made, and goes if it stays empty."""
     # Without the fallback to a lock by existence, which a process that is killed on another machine would leave behind.
     lock = filelock.FileLock(path / LOCK, fallback_to_soft=False)
-    theirs = (path / LOCK).exists()
+    theirs = os.path.lexists(path / LOCK)  # False for a name that cannot be
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)

@@ -178,7 +178,7 @@ def test_training_files_and_kept_adapters(finished, world):
     from transformers import AutoModelForCausalLM
 
     folder, _ = finished
-    corpus = set(pd.read_table(world, "corpus")["text"])
+    corpus = set(pd.read_csv(world / "corpus.csv")["text"])
     files = sorted((folder / "training").glob("*.jsonl"))
     assert len(files) == 3 + 2 * 3 + 2 * 1 + 2 * 3
     for path in files:

@@ -16,7 +16,8 @@ from tests.warm_command_line import SCRIPTS
 GROUPING, POINT = SCRIPTS
 GROUPING_RUN = (
     "--num-users 8 --num-groups 2 --num-rounds 12 --num-runs 4 --kernel-runs 2 --grouping random epsilon_greedy "
-    "--metric l2 dot --sweep --sweep-users 8 --sweep-groups 2 4 --jobs 1 --preferences matrix.csv"
+    "--metric l2 dot --scoring marginal ranked --sweep --sweep-users 8 --sweep-groups 2 4 --jobs 1 "
+    "--preferences matrix.csv"
 ).split()
 POINT_RUN = (
     "--base-model llama --mapper roberta/ --corpus corpus.csv --neighbours 12 --generations 2 --variants 2 --samples 4 "
