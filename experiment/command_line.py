@@ -114,7 +114,7 @@ def read_command_line(
 
     --help prints the options and raises SystemExit(0).
     """
-    import tyro
+    import tyro  # not needed where a run's functions are used from Python
 
     preset = _preset_of(arguments)
     check_name("--preset", preset, presets)

@@ -92,7 +92,7 @@ def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:
 
 def _start_worker(main_process: int) -> None:
     """What loky's own workers do not do."""
-    from joblib.externals.loky import process_executor
+    from joblib.externals.loky import process_executor  # a worker has it already
 
     # Ctrl-C reaches the whole group; the main process answers it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -120,7 +120,7 @@ def _dask_client(scheduler: str | None) -> Any:
     if scheduler is None:
         raise InputError("backend dask: needs its scheduler's address, such as tcp://host:8786")
     try:
-        from distributed import Client
+        from distributed import Client  # optional
     except ImportError:
         raise InputError("backend dask: not installed; pip install dask distributed") from None
     try:
@@ -131,7 +131,7 @@ def _dask_client(scheduler: str | None) -> Any:
 
 def _connect_ray(scheduler: str | None) -> None:
     try:
-        import ray
+        import ray  # optional
         from ray.util.joblib import register_ray
     except ImportError:
         raise InputError("backend ray: not installed; pip install ray") from None

@@ -151,7 +151,7 @@ def read_comments(path: str | Path) -> list[Row]:
 
 def _hub_rows() -> list[Row]:
     """Rows of GoEmotions' train split in the Hugging Face hub's cache, fetched into it where the hub is reachable."""
-    import pandas as pd
+    import pandas as pd  # like the hub's library slow to import, and only this source needs them
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
