@@ -14,7 +14,6 @@ PENALTIES = (1e-9, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge regression, as shares of a
 PLENTY = 10  # so many coalitions a coefficient need no penalty
 LEAST_FOR_TREES = 400  # coalitions
 GOOD = 1e-6  # share of the values' variance left, with which no trees are tried
-GOOD_WITH_FEATURES = 0.2  # the same where the features are to explain the game
 TREES = 100
 FEW = 1000  # coalitions, of which who is in them is tried as well where there are features
 
@@ -254,7 +253,8 @@ def cross_fitted(
     candidates = [(list(fits), predictions(list(fits))) for fits in zip(*kinds, strict=True)]
     best = min(candidates, key=misses)
     spread = float((((values - np.average(values, weights=weights**2)) * weights) ** 2).sum()) if m else 0.0
-    if m < LEAST_FOR_TREES or misses(best) < (GOOD_WITH_FEATURES if standard is not None else GOOD) * spread:
+    explained = standard is not None and standard.shape[1] > 0
+    if explained or m < LEAST_FOR_TREES or misses(best) < GOOD * spread:
         return best
     grown = [
         trees(members[others], sizes[others], values[others], weights[others], seed)
