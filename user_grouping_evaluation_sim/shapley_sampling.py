@@ -107,7 +107,7 @@ def stratified(
             moments = _moments(members, of_size, remainder)
             by_fold = np.zeros((count, n + 1))
             np.add.at(by_fold, (folds[sampled], of_size[sampled]), 1)
-            base, deviation = _deviation(moments, of_size[sampled], remainder[sampled], n, smooth=standard is not None)
+            base, deviation = _deviation(of_size[sampled], remainder[sampled], n, smooth=standard is not None)
             largest = float((np.abs(remainder[sampled]) / base[of_size[sampled]]).max(initial=0))
         else:  # the fit is good enough: new coalitions only sample its remainder and need not be kept
             new_sizes = new.sum(axis=1)
@@ -218,9 +218,7 @@ def _moments(members: np.ndarray, sizes: np.ndarray, remainder: np.ndarray) -> n
     return np.hstack(parts)
 
 
-def _deviation(
-    moments: np.ndarray, sizes: np.ndarray, remainder: np.ndarray, n: int, *, smooth: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _deviation(sizes: np.ndarray, remainder: np.ndarray, n: int, *, smooth: bool) -> tuple[np.ndarray, np.ndarray]:
     """The remainder's deviation by size, (n + 1,): a power of 1/t - 1/n, which comes first, times a smooth curve."""
     t = np.arange(1, n)
     slope = 0.0
