@@ -10,6 +10,7 @@ from experiment.errors import InputError
 from user_grouping_evaluation_sim.metrics import METRICS, dot, l1, l2
 from user_grouping_evaluation_sim.shapley import METHODS, game_shapley_values, shapley_values
 from user_grouping_evaluation_sim.shapley_models import trees
+from user_grouping_evaluation_sim.shapley_sampling import of_many_sizes
 
 
 def saturating(a, b):
@@ -389,6 +390,41 @@ def test_games_of_known_values(name, with_features):
         assert (got.standard_errors > 0).all()
         covered.append(np.abs(got.values - truth) <= 1.96 * got.standard_errors)
     assert np.mean(covered) >= 0.92
+
+
+def test_long_samples_draw_small_sizes_whole():
+    """Beyond FITTED_COALITIONS: every pair of 110 players is asked once, intervals cover, and the errors stay small."""
+    costs = np.random.default_rng(4).exponential(size=110)
+    order = np.argsort(costs)
+    truth = np.empty(110)
+    truth[order] = np.cumsum(np.diff(costs[order], prepend=0) / (110 - np.arange(110)))
+    pairs = []
+
+    def game(coalitions):
+        pairs.extend(row.tobytes() for row in coalitions[coalitions.sum(axis=1) == 2])
+        return (coalitions * costs).max(axis=1)
+
+    covered = []
+    for seed in range(3):
+        pairs.clear()
+        got = game_shapley_values(
+            game, 110, features=np.log(costs)[:, None], precision=0, max_evaluations=200_000, seed=seed
+        )
+        assert got.evaluations == 200_000
+        assert len(pairs) == len(set(pairs)) == math.comb(110, 2)
+        assert got.standard_errors.max() < 0.05 * truth.std()
+        covered.append(np.abs(got.values - truth) <= 1.96 * got.standard_errors)
+    assert np.mean(covered) >= 0.92
+
+
+def test_coalitions_of_many_sizes_are_uniform():
+    counts = np.array([0, 3, 0, 5, 9, 40, 7, 0])
+    drawn = np.concatenate([of_many_sizes(counts, np.random.default_rng(seed)) for seed in range(400)])
+    assert (np.bincount(drawn.sum(axis=1), minlength=8) == 400 * counts).all()
+    for size in np.flatnonzero(counts):
+        held = drawn[drawn.sum(axis=1) == size].mean(axis=0)
+        error = (size / 7 * (1 - size / 7) / (400 * counts[size])) ** 0.5
+        assert (np.abs(held - size / 7) < 4 * error).all()
 
 
 @pytest.mark.parametrize("name", ["airport", "majority"])

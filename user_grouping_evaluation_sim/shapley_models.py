@@ -14,7 +14,8 @@ PENALTIES = (1e-9, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge regression, as shares of a
 PLENTY = 10  # so many coalitions a coefficient need no penalty
 LEAST_FOR_TREES = 400  # coalitions
 GOOD = 1e-6  # share of the values' variance left, with which no trees are tried
-TREES = 100
+TREES = 300
+LEAVES = 63
 FEW = 1000  # coalitions, of which who is in them is tried as well where there are features
 
 
@@ -148,7 +149,12 @@ def trees(members: np.ndarray, sizes: np.ndarray, values: np.ndarray, weights: n
     n = members.shape[1]
     scale = np.abs(values).max() or 1.0
     grown = HistGradientBoostingRegressor(
-        max_iter=TREES, learning_rate=0.15, max_features=0.4, early_stopping=False, random_state=seed
+        max_iter=TREES,
+        max_leaf_nodes=LEAVES,
+        learning_rate=0.15,
+        max_features=0.4,
+        early_stopping=False,
+        random_state=seed,
     )
     with threadpool_limits(1):  # more threads than free cores would wait for each other
         grown.fit(np.column_stack([members, sizes]), values / scale, sample_weight=(weights / weights.mean()) ** 2)

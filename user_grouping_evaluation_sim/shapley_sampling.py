@@ -25,14 +25,17 @@ from user_grouping_evaluation_sim.shapley_models import Model, cross_fitted, sta
 
 Game = Callable[[np.ndarray], np.ndarray]
 
+RARE = 10_000  # the population over the drawn ones' square, from which on a coalition hardly comes twice
+LISTED = 50_000  # coalitions of a size, of which the missing ones are listed
 FITTED_COALITIONS = 20_000  # the control variate is fitted to about this many at most
-LARGE_NUMBERS = 4_000_000  # how many numbers a round's coalitions may hold after that
+LARGE_NUMBERS = 12_000_000  # how many numbers a round's coalitions may hold after that
+COUNTLESS = 10**300  # coalitions of a size are not counted further
 MOST_PAIRS = 3_000  # drawn whole from the start
 EXPLORED = 0.2  # of the sample is spread evenly over the sizes, however small the remainder seems to be there
 LEAST_TO_CENTRE = 8  # of so many coalitions of a size the remainder's mean is subtracted
 EXACT_FIT = 1e-6  # of the values: smaller remainders are the fit's rounding
 UNMET = 2  # coalitions, see _estimate
-FOLDS = 5
+FOLDS = 4
 TWO_FOLDS = 1_000  # coalitions that make two folds enough, where there are features
 
 
@@ -54,7 +57,7 @@ def stratified(
     if n == 1:
         return np.array([total]), np.zeros(1)
     standard = None if features is None else standardised(features)
-    population = np.array([0, *(math.comb(n, t) for t in range(1, n)), 0], dtype=float)
+    population = np.array([0, *(float(min(math.comb(n, t), COUNTLESS)) for t in range(1, n)), 0])
     hashes = rng.integers(-(2**62), 2**62, n)
     left = max_evaluations - 1
     sizes = np.arange(1, n)
@@ -68,23 +71,23 @@ def stratified(
     wanted = min(max(1500, 8 * n), left - int(expected.sum()))
     members, values, folds = np.zeros((0, n), dtype=bool), np.zeros(0), np.zeros(0, dtype=int)
     seen: list[np.ndarray] = [np.zeros(0, dtype=np.int64) for _ in range(n + 1)]
+    drawn = np.zeros(n + 1, dtype=int)
     scale, largest = abs(total), 0.0  # of all values; of the remainders
     while True:
         frozen = len(values) >= FITTED_COALITIONS
         expected = _allocation(expected, population, deviation, wanted, left, frozen=frozen)
-        drawn = np.array([len(keys) for keys in seen])
-        new = np.concatenate(
-            [
-                _fresh(n, size, count, seen, hashes, rng)
-                for size, count in enumerate(_counts(expected, drawn, left, rng))
-                if count
-            ]
-            or [members[:0]]
-        )
+        counts = _counts(expected, drawn, left, rng)
+        # Of sizes so large that no coalition comes twice many are drawn at once.
+        at_once = frozen & (population >= RARE * (drawn + counts) ** 2.0)
+        by_size = [
+            _fresh(n, size, int(counts[size]), population[size], seen, hashes, rng)
+            for size in np.flatnonzero(np.where(at_once, 0, counts)).tolist()
+        ]
+        new = np.concatenate([members[:0], *by_size, of_many_sizes(np.where(at_once, counts, 0), rng)])
         worth = game(new)
         scale = max(scale, float(np.abs(worth).max(initial=0)))
         left -= len(new)
-        drawn = np.array([len(keys) for keys in seen])
+        drawn = drawn + counts
         if not frozen:
             members, values = np.concatenate([members, new]), np.concatenate([values, worth])
             of_size = members.sum(axis=1)
@@ -104,7 +107,7 @@ def stratified(
             )
             remainder = values.copy()
             remainder[sampled] -= predicted
-            moments = _moments(members, of_size, remainder)
+            moments, plain = _moments(members, of_size, remainder), _moments(members, of_size, values)
             by_fold = np.zeros((count, n + 1))
             np.add.at(by_fold, (folds[sampled], of_size[sampled]), 1)
             base, deviation = _deviation(of_size[sampled], remainder[sampled], n, smooth=standard is not None)
@@ -113,8 +116,12 @@ def stratified(
             new_sizes = new.sum(axis=1)
             new_remainder = worth - sum(fit.predict(new, new_sizes) for fit in fits) / len(fits)
             moments = moments + _moments(new, new_sizes, new_remainder)
+            countable = population[new_sizes] <= LARGE_NUMBERS // n
+            plain = plain + _moments(new[countable], new_sizes[countable], worth[countable])
             largest = max(largest, float((np.abs(new_remainder) / base[new_sizes]).max(initial=0)))
             by_fold = by_fold + np.bincount(new_sizes, minlength=n + 1) / len(fits)
+            known = (drawn == population)[:, None]
+            moments = np.where(known, plain, moments)  # where all are known, nothing is left to estimate
         closed = _closed_part(fits, by_fold, expected, population, drawn)
         tolerance = 1e-9 * scale + rounding()
         perfect = (largest * base).max() <= max(EXACT_FIT * scale, tolerance)  # a spike could be anything
@@ -123,8 +130,8 @@ def stratified(
         target = precision * estimates.std()
         no_spread = perfect and estimates.std() <= tolerance  # more of the same would tell no more
         if no_spread or errors.max() <= max(target, tolerance) or left < 1 or not len(new):
-            known = scale > 0 or (drawn == population).all()
-            return estimates, errors if known else np.full(n, np.nan)
+            certified = scale > 0 or (drawn == population).all()
+            return estimates, errors if certified else np.full(n, np.nan)
         # 5 % more than the rate 1/sqrt(m) asks for: a stop at the edge would come out above it half of the time.
         sofar = drawn[drawn < population].sum()
         short = sofar * (1.05 * (errors.max() / target) ** 2 - 1) if target > 0 else np.inf
@@ -149,9 +156,11 @@ def _allocation(
     weight = (1 - explored) * weight + explored * is_open / is_open.sum()
     more = np.maximum(weight * (expected[is_open].sum() + wanted) - expected, 0) * is_open
     wished = np.where(is_open, expected + more * (wanted / more.sum()), expected)
-    if frozen:  # what is sampled then stays so
-        return np.where(is_open, np.maximum(np.minimum(wished, population / 2), expected), expected)
     found = np.minimum(wished, population)
+    if frozen:  # sizes of many coalitions are no longer drawn whole
+        many = is_open & (population > LARGE_NUMBERS // n)
+        found[many] = np.maximum(np.minimum(wished, population / 2), expected)[many]
+        is_open &= ~many
     for size in np.flatnonzero(is_open & (wished >= population / 2)):
         found[size] = population[size]
         if found.sum() - expected.sum() > left:
@@ -171,39 +180,63 @@ def _counts(expected: np.ndarray, drawn: np.ndarray, left: int, rng: np.random.G
 
 
 def _fresh(
-    n: int, size: int, count: int, seen: list[np.ndarray], hashes: np.ndarray, rng: np.random.Generator
+    n: int,
+    size: int,
+    count: int,
+    population: float,
+    seen: list[np.ndarray],
+    hashes: np.ndarray,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """(count, n) coalitions of a size that are not among the seen, by their hashes; adds them to the seen.
 
     Those of one size are consecutive blocks of random permutations, each a uniform draw.
     """
-    population = math.comb(n, size)
     stored = min(size, n - size)  # of a large coalition: who is left out of it
     had = len(seen[size])
     found = np.zeros((0, n), dtype=bool)
     keys = seen[size]
     while len(found) < count:
         lacking = count - len(found)
-        few = population <= 4 * (count + had)
-        if few:
+        listed = population <= 4 * (count + had) and (population <= LISTED or population == count + had)
+        if listed:
             users = np.array(list(itertools.combinations(range(n), stored)))
         else:
             per_permutation = n // stored
             orders = rng.permuted(np.broadcast_to(np.arange(n), (-(-lacking // per_permutation), n)), axis=1)
             users = orders[:, : per_permutation * stored].reshape(-1, stored)[:lacking]
+        new_keys = hashes[users].sum(axis=1)
+        if stored != size:
+            new_keys = hashes.sum() - new_keys
+        if listed or population < RARE * (count + had) ** 2:
+            _, first = np.unique(new_keys, return_index=True)
+            first = first[~np.isin(new_keys[first], keys)]
+            first = rng.permutation(first)[:lacking]
+            users, new_keys = users[first], new_keys[first]
         some = np.zeros((len(users), n), dtype=bool)
         some[np.arange(len(users))[:, None], users] = True
         if stored != size:
             some = ~some
-        new_keys = some @ hashes
-        if few or population < 10_000 * (count + had) ** 2:
-            _, first = np.unique(new_keys, return_index=True)
-            first = first[~np.isin(new_keys[first], keys)]
-            first = rng.permutation(first)[:lacking]
-            some, new_keys = some[first], new_keys[first]
         found, keys = np.concatenate([found, some]), np.concatenate([keys, new_keys])
     seen[size] = keys
     return found
+
+
+def of_many_sizes(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(counts.sum(), n) coalitions, counts (n + 1,) of each size: blocks of random permutations, as in _fresh."""
+    n = len(counts) - 1
+    sizes = np.flatnonzero(counts)
+    stored = np.minimum(sizes, n - sizes)
+    per_permutation = n // np.maximum(stored, 1)
+    rows = -(-counts[sizes] // per_permutation)
+    small = np.int16 if n < 2**15 else np.int32
+    places = rng.permuted(np.broadcast_to(np.arange(n, dtype=small), (rows.sum(), n)), axis=1)
+    of_size = np.repeat(np.arange(len(sizes)), counts[sizes])
+    number = np.arange(len(of_size)) - np.repeat(np.cumsum(counts[sizes]) - counts[sizes], counts[sizes])
+    row = (np.cumsum(rows) - rows)[of_size] + number // per_permutation[of_size]
+    first = (number % per_permutation[of_size] * stored[of_size]).astype(small)[:, None]
+    inside = (places[row] >= first) & (places[row] < first + stored[of_size, None].astype(small))
+    return inside ^ (stored != sizes)[of_size, None]
 
 
 def _moments(members: np.ndarray, sizes: np.ndarray, remainder: np.ndarray) -> np.ndarray:
