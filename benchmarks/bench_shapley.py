@@ -81,6 +81,7 @@ def compare(title: str, games: list[Arrays], python: Path | None, bar: str, *, s
         for name, (values, took) in found.items():
             errors.setdefault(name, []).append(float(np.sqrt(((values - truth) ** 2).mean()) / truth.std()))
             seconds.setdefault(name, []).append(took)
+    errors = {name: found for name, found in errors.items() if len(found) == len(games)}
     ours = np.mean(errors["stratified"])
     print(f"{title}: {BUDGET} evaluations, mean of {len(games)} games +- 1.96 standard errors")
     for name in sorted(errors, key=lambda name: np.mean(errors[name])):
