@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiment.errors import InputError, RunFailed
+from experiment.parallel import BACKENDS
 
 Settings = TypeVar("Settings", bound="CommonSettings")
 
@@ -33,10 +34,16 @@ class CommonSettings:
     """Replace the run that the folder holds."""
     resume: bool = True
     """Go on with an unfinished run of the same settings."""
+    backend: str = "loky"
+    """Where work runs: loky, threading, dask or ray."""
+    scheduler: str | None = None
+    """Address of the dask or ray cluster to use."""
+    dry_run: bool = False
+    """Say what would be done and about how long it would take, and stop."""
 
 
 # These do not decide the results, so a run may be resumed with others.
-NOT_IDENTITY = ("output_dir", "jobs", "overwrite", "resume", "backend", "scheduler")
+NOT_IDENTITY = ("output_dir", "jobs", "overwrite", "resume", "backend", "scheduler", "dry_run")
 
 
 # torch's exceptions, on CUDA and on the CPU, which this module does not import.
@@ -186,6 +193,15 @@ def check_range(option: str, value: float, low: float, high: float, *, open_low:
     if not (low < value <= high if open_low else low <= value <= high):
         bracket = "(" if open_low else "["
         raise InputError(f"{option} {value}: out of range; must be in {bracket}{low}, {high}]")
+
+
+def check_common(settings: CommonSettings) -> None:
+    """Raises InputError for common options that cannot be."""
+    check_range("--seed", settings.seed, 0, 2**63)
+    check_range("--jobs", settings.jobs, 1, 10**6)
+    check_name("--backend", settings.backend, BACKENDS)
+    if settings.backend == "dask" and settings.scheduler is None:
+        raise InputError("--backend dask: needs --scheduler ADDRESS, such as tcp://host:8786")
 
 
 @contextlib.contextmanager

@@ -5,9 +5,13 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import islice
+from queue import Queue
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -18,6 +22,7 @@ from experiment.errors import InputError, RunFailed
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Submit = Callable[..., "Future[Any]"]
 BACKENDS = ("loky", "threading", "dask", "ray")
 
 
@@ -36,43 +41,115 @@ def parallel_map(
     scheduler: str | None = None,
     description: str = "",
 ) -> Iterator[Result]:
-    """function(task) for every task, in the tasks' order, as they become ready, with a progress bar.
+    """function(task) for every task, in the tasks' order, as they become ready, with a progress bar. See workers."""
+    with workers(min(jobs, len(tasks)), backend, scheduler) as (submit, at_once):
+        waiting = iter(tasks)
+        # In this process a task is finished when it is submitted; workers never wait for the next.
+        ahead = 1 if at_once == 1 else len(tasks)
+        futures = deque(submit(function, task) for task in islice(waiting, ahead))
+        with tqdm(total=len(tasks), desc=description, dynamic_ncols=True, disable=not description) as bar:
+            while futures:
+                result = futures.popleft().result()
+                bar.update()
+                yield result
+                futures.extend(submit(function, task) for task in islice(waiting, 1))
 
-    jobs: how many at once. backend: one of BACKENDS. scheduler: address of a dask scheduler or a ray head node.
+
+@contextmanager
+def workers(
+    jobs: int, backend: str = "loky", scheduler: str | None = None, devices: Sequence[str] = ()
+) -> Iterator[tuple[Submit, int]]:
+    """A function that has a worker call `function(task)`, giving its Future, and how many tasks run at once.
+
+    Each has one thread for its linear algebra. jobs: how many workers of a local backend or of ray; one is this
+    process. backend: one of BACKENDS. scheduler: address of a dask scheduler, whose workers are all used, or of a ray
+    head node. devices: of CUDA; each of several gets one worker, which sees no other.
     Raises InputError for an unknown backend, one that is not installed, or a cluster that does not answer; RunFailed
-    where a worker or the cluster goes away.
+    where a worker or the cluster goes away. On any error what is still to do is dropped.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend {backend}: unknown; choose from {', '.join(BACKENDS)}")
-    if (jobs == 1 or len(tasks) < 2) and backend in ("loky", "threading"):
-        yield from _with_bar((_single_threaded(function, task) for task in tasks), len(tasks), description)
-        return
-    import joblib  # half a second, which a run with one job need not wait for
-
     with ExitStack() as stack:
         if backend == "dask":
-            stack.enter_context(_dask_client(scheduler))
-            stack.enter_context(joblib.parallel_config("dask"))
+            client = stack.enter_context(_dask_client(scheduler))
+            pool = client.get_executor(pure=False)
+            stack.callback(pool.shutdown, wait=False)
+            started, at_once = pool.submit, max(sum(client.nthreads().values()), 1)
         elif backend == "ray":
-            _connect_ray(scheduler)
-            stack.enter_context(joblib.parallel_config("ray", n_jobs=jobs))
+            started, at_once = stack.enter_context(_ray_workers(scheduler, jobs)), jobs
+        elif len(devices) > 1:
+            started, at_once = stack.enter_context(_one_a_device(devices)), len(devices)
+        elif jobs <= 1:
+            started, at_once = _in_this_process, 1
+        elif backend == "threading":
+            started, at_once = stack.enter_context(ThreadPoolExecutor(jobs)).submit, jobs
         else:
-            own = {"initializer": _start_worker, "initargs": (os.getpid(),)}
-            options: dict[str, Any] = own if backend == "loky" else {}
-            stack.enter_context(joblib.parallel_config(backend, n_jobs=jobs, **options))
-        # ray's joblib backend has no generator
-        pool = joblib.Parallel() if backend == "ray" else joblib.Parallel(return_as="generator")
+            started, at_once = stack.enter_context(_processes(jobs)), jobs
         try:
-            results = pool(joblib.delayed(_single_threaded)(function, task) for task in tasks)
-            yield from _with_bar(results, len(tasks), description)
+            yield partial(started, _single_threaded), at_once
         except _lost_workers(backend) as error:
             ends = re.search(r"exit codes of the workers are (\{.*?\})", str(error))
             how = f"exit codes {ends[1]}" if ends else type(error).__name__
             raise RunFailed(f"a worker or the cluster went away ({how}), perhaps for want of memory") from error
 
 
-def _with_bar(results: Iterable[Result], total: int, description: str) -> Iterator[Result]:
-    return iter(tqdm(results, total=total, desc=description, dynamic_ncols=True, disable=not description))
+def _in_this_process(function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+    future: Future[Result] = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[Submit]:
+    """Workers that the next call finds again; on an error they end."""
+    from joblib.externals.loky import get_reusable_executor  # half a second, which a run with one job need not wait for
+
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    pool = get_reusable_executor(jobs, timeout=300, initializer=_start_worker, initargs=(os.getpid(),), env=one_thread)
+    try:
+        yield pool.submit
+    except BaseException:
+        pool.shutdown(wait=True, kill_workers=True)
+        raise
+
+
+@contextmanager
+def _one_a_device(devices: Sequence[str]) -> Iterator[Submit]:
+    """A process for every device, which has no other in sight: nothing loads a model on one by mistake."""
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    free: Queue[ProcessPoolExecutor] = Queue()
+    for device in devices:
+        own = {"CUDA_VISIBLE_DEVICES": device}
+        free.put(ProcessPoolExecutor(1, timeout=None, initializer=_start_worker, initargs=(os.getpid(),), env=own))
+    pools = list(free.queue)
+
+    def submit(function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+        pool = free.get()
+        future: Future[Result] = pool.submit(function, *arguments)
+        future.add_done_callback(lambda _: free.put(pool))
+        return future
+
+    try:
+        yield submit
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=True, kill_workers=True)
+
+
+@contextmanager
+def _ray_workers(scheduler: str | None, jobs: int) -> Iterator[Submit]:
+    """A thread waits for each of ray's tasks: its own futures are no concurrent ones."""
+    ray = _connect_ray(scheduler)
+
+    def wait_for(function: Callable[..., Result], *arguments: Any) -> Result:
+        return ray.get(ray.remote(function).remote(*arguments))  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(jobs) as threads:
+        yield partial(threads.submit, wait_for)  # type: ignore[arg-type]
 
 
 def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:
@@ -84,9 +161,9 @@ def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:
 
         return CancelledError, KilledWorker, CommClosedError
     if backend == "ray":
-        from ray.exceptions import RayActorError, RaySystemError, WorkerCrashedError
+        from ray.exceptions import RaySystemError, WorkerCrashedError
 
-        return RayActorError, RaySystemError, WorkerCrashedError
+        return RaySystemError, WorkerCrashedError
     return (BrokenExecutor,)
 
 
@@ -129,14 +206,13 @@ def _dask_client(scheduler: str | None) -> Any:
         raise InputError(f"{scheduler}: no dask scheduler answers ({type(error).__name__})") from None
 
 
-def _connect_ray(scheduler: str | None) -> None:
+def _connect_ray(scheduler: str | None) -> Any:
     try:
         import ray  # optional
-        from ray.util.joblib import register_ray
     except ImportError:
         raise InputError("backend ray: not installed; pip install ray") from None
     try:
         ray.init(address=scheduler, ignore_reinit_error=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{scheduler}: no ray cluster answers ({type(error).__name__})") from None
-    register_ray()
+    return ray

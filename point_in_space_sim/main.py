@@ -3,10 +3,9 @@
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
-from functools import partial
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from experiment.command_line import NOT_IDENTITY, naming, tell
 from experiment.errors import InputError
 from experiment.files import ROOT
+from experiment.parallel import reach_cluster
 from experiment.report import finish_with_report
 from experiment.run_folder import RunFolder, open_run, read_record, shared_path
 from experiment.tables import write_table
@@ -27,12 +27,13 @@ from point_in_space_sim.engine.fine_tuning import write_chat_jsonl
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
 from point_in_space_sim.engine.rehearsal import rehearse
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
-from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfil, return_memory
+from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfilment, return_memory
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.plots import write_figures
-from point_in_space_sim.protocols import Draw, Game, Work, play, work_of
+from point_in_space_sim.pool import Pool, find_users, neighbourhood_pool, users_pool
+from point_in_space_sim.protocols import Draw, Game, Work, derived_seed, play, work_of
 from point_in_space_sim.report_page import report_page
-from point_in_space_sim.settings import Settings, check_settings, played, target_names
+from point_in_space_sim.settings import Settings, check_settings, has_users, played, target_names
 from point_in_space_sim.target import (
     Neighbourhood,
     Target,
@@ -56,12 +57,14 @@ def main(settings: Settings) -> None:
     folder = settings.output_dir or RESULTS / settings.preset
     seeds = range(settings.seed, settings.seed + settings.num_seeds)
     protocols = played(settings)
-    work = work_of(protocols, settings.neighbours, settings.generations, settings.variants, settings.samples)
+    work = work_of(protocols, planned_pool(settings), settings.generations, settings.variants, settings.samples)
     tell(plan(settings, work))
     if settings.dry_run:
         tell(f"results would go to {folder}")
         return
 
+    with naming("--scheduler"):
+        reach_cluster(settings.backend, settings.scheduler)
     with naming("--device"):
         device = str(pick_device(settings.device))
     with naming("--corpus"):
@@ -77,34 +80,26 @@ def main(settings: Settings) -> None:
         base = cached_base_model(settings.base_model, device, settings.prompt)
     rehearse(base, mapper, [corpus.texts[i] for near in neighbourhoods for i in near.members], tuning, sampling)
     identity = identity_of(settings, tuning, sampling, base, mapper, corpus)
-    if settings.jobs > 1:
+    if settings.jobs > 1 or settings.backend in ("dask", "ray"):
         # The workers load their own.
         cached_base_model.cache_clear()
     del base
     return_memory()
 
-    games = games_of(neighbourhoods, corpus.texts, seeds, settings.generations, settings.variants, settings.choose_by)
+    with naming("--contamination"):
+        games = games_of(settings, neighbourhoods, corpus.texts, vectors, seeds)
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
         if run.finished and is_complete(run.path, [target.name for target in targets], seeds):
             tell(f"{', '.join(target_names(settings))}: finished before, nothing to do")
             summary = results.read_table(run.path, "summary")
         else:
-            engine = Engine(
-                base_model=settings.base_model,
-                prompt=settings.prompt,
-                device=device,
-                tuning=tuning,
-                sampling=sampling,
-                samples=settings.samples,
-                scratch=Path(),
-                kept=run.path / "adapters",
-            )
+            engine = Engine(settings.base_model, settings.prompt, device, tuning, sampling, settings.samples)
             missing = [game for game in games if results.load_game(saved(run.path, game)) is None]
-            for game, drawn in play_all(run, engine, mapper, missing, protocols, work, settings.jobs):
+            for game, drawn in play_all(run, engine, mapper, missing, protocols, work, settings):
                 write_training(drawn, run.path / "training", game.name, settings.prompt)
-                tables = results.game_tables(games[game], corpus.texts, vectors, game.seed, drawn)
+                tables = results.game_tables(games[game], game.pool, corpus.texts, vectors, game.seed, drawn)
                 results.save_game(saved(run.path, game), tables)
-                shutil.rmtree(run.part_path(game.name))
+                shutil.rmtree(run.part_path("games") / game.name, ignore_errors=True)
             summary = write_results(run, seeds, Path(settings.base_model).name, mapper.name, sources_of(settings))
     tell(f"results in {folder}: {results.answer_in_words(summary)}")
 
@@ -156,27 +151,37 @@ def targets_of(settings: Settings, corpus: Corpus, mapper: Mapper, vectors: np.n
     return [emotion_target(emotion, vectors) for emotion in target_names(settings)]
 
 
+def planned_pool(settings: Settings) -> Pool:
+    """A pool of the sizes that the run's pools will have, of numbers in place of comments."""
+    if not has_users(settings):
+        texts = tuple(map(str, range(settings.neighbours)))
+        return Pool(texts, texts, tuple((text,) for text in texts))
+    size = settings.neighbours // settings.num_users
+    users = [tuple(f"{user}, {i}" for i in range(size)) for user in range(settings.num_users)]
+    texts = tuple(text for user in users for text in user)
+    on_target = texts[: size * (settings.num_users - round(settings.contamination * settings.num_users))]
+    return Pool(texts, on_target, tuple(users) if settings.deal == "user" else tuple((text,) for text in texts))
+
+
 def games_of(
+    settings: Settings,
     neighbourhoods: Sequence[Neighbourhood],
     texts: Sequence[str],
+    vectors: np.ndarray,
     seeds: Sequence[int],
-    generations: int,
-    variants: int,
-    choose_by: Literal["centroid", "target"],
 ) -> dict[Game, Neighbourhood]:
-    """A game for each target and seed, in that order. texts: the corpus's."""
-    return {
-        Game(
-            near.target.name,
-            tuple(texts[i] for i in near.members),
-            near.centroid if choose_by == "centroid" else near.target.vector,
-            seed,
-            generations,
-            variants,
-        ): near
-        for near in neighbourhoods
-        for seed in seeds
-    }
+    """A game for each seed and target, all targets of a seed first. texts, vectors: the corpus's."""
+    games = {}
+    for seed in seeds:
+        for near in neighbourhoods:
+            pool = neighbourhood_pool(near, texts)
+            if has_users(settings):
+                rng = np.random.default_rng(derived_seed(seed, near.target.name, "users"))
+                users = find_users(near, vectors, settings.num_users, settings.contamination, rng)
+                pool = users_pool(near, vectors, texts, users, settings.deal)
+            aim = near.centroid if settings.choose_by == "centroid" else near.target.vector
+            games[Game(near.target.name, pool, aim, seed, settings.generations, settings.variants)] = near
+    return games
 
 
 def tuned_settings(settings: Settings) -> tuple[TuningSettings, SamplingSettings]:
@@ -195,7 +200,7 @@ def identity_of(
     corpus: Corpus,
 ) -> dict[str, Any]:
     """All that decides a game's results. Targets are no part of it: other ones are added to the folder's run."""
-    skipped = (*NOT_IDENTITY, "preset", "emotions", "target_text", "target_emotions", "dry_run")
+    skipped = (*NOT_IDENTITY, "preset", "emotions", "target_text", "target_emotions")
     return {
         **{name: value for name, value in asdict(settings).items() if name not in skipped},
         **asdict(tuning),
@@ -248,24 +253,31 @@ def play_all(
     games: Sequence[Game],
     protocols: Sequence[str],
     work: Work,
-    jobs: int,
+    settings: Settings,
 ) -> Iterator[tuple[Game, list[tuple[Draw, Sampled]]]]:
     """The games with the samples that were drawn in them, as they are finished; with a progress bar."""
     cost = work.tuned * engine.tuning.epochs + work.sampled
-    with tqdm(
-        total=cost * len(games), unit=" comments", dynamic_ncols=True, smoothing=0.05, disable=not games
-    ) as progress:
-        for done, game in enumerate(games, start=1):
-            progress.set_description(f"{game.target}, seed {game.seed}")
-            own = replace(engine, scratch=run.part_path(game.name))
-            # More workers than a step has models would only take memory.
-            make = partial(fulfil, own, mapper, jobs=min(jobs, work.at_once), advance=progress.update)
-            with run.stage("tuning and sampling"):
-                drawn = play(game, make, protocols)
+    # More workers than there are models to make at once would only take memory.
+    jobs = min(settings.jobs, work.at_once * len(games))
+    with (
+        tqdm(total=cost * len(games), unit=" comments", dynamic_ncols=True, smoothing=0.05, disable=not games) as bar,
+        run.stage("tuning and sampling"),
+        fulfilment(
+            engine,
+            mapper,
+            run.part_path("games"),
+            run.path / "adapters",
+            jobs=jobs,
+            backend=settings.backend,
+            scheduler=settings.scheduler,
+            advance=bar.update,
+        ) as fulfil,
+    ):
+        for done, (game, drawn) in enumerate(play(games, fulfil, protocols), start=1):
+            bar.set_description(f"{done} of {len(games)} games")
             yield game, drawn
-            # What was done before, and what protocols happened to share, is no work.
-            progress.total = progress.n + cost * (len(games) - done)
-            progress.refresh()
+        bar.total = bar.n  # what was done before, and what protocols happened to share, was no work
+        bar.refresh()
 
 
 def write_training(drawn: Sequence[tuple[Draw, Sampled]], folder: Path, prefix: str, prompt: str) -> None:
@@ -293,8 +305,9 @@ def write_results(
             write_table(table, run.path, name)
     with run.stage("figures"):
         caption = f"base model {base_model}, mapper {mapper}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
-        write_figures(run.path, **tables, caption=caption)
-    page = report_page(**tables, base_model=base_model, mapper=mapper)
+        shown = {name: table for name, table in tables.items() if name != "users"}
+        write_figures(run.path, **shown, caption=caption)
+    page = report_page(**shown, base_model=base_model, mapper=mapper)
     answer = results.overall(tables["summary"])
     finish_with_report(run, page, emotions=list(targets), answer=answer, sources=sources)
     return tables["summary"]

@@ -18,6 +18,7 @@ from experiment.tables import read_table as read_any_table
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
 from point_in_space_sim.engine.sampling import distinct_2
+from point_in_space_sim.pool import Pool
 from point_in_space_sim.protocols import PROTOCOLS, Draw, derived_seed
 from point_in_space_sim.target import Neighbourhood, distances_to
 
@@ -28,24 +29,39 @@ MODEL = ["emotion", "protocol", "generation", "variant", "seed", "role"]
 DRAWS = ["training_comments", "kept", "broken"]
 """What comments.csv does not say of a sample and generations.csv does."""
 
-TEXT = {"text": str, "emotion": str, "protocol": str, "role": str}
+TEXT = {"text": str, "emotion": str, "protocol": str, "role": str, "writes": str}
 Tables = dict[str, pd.DataFrame]
 
 
 def game_tables(
     neighbourhood: Neighbourhood,
+    pool: Pool,
     texts: Sequence[str],
     vectors: np.ndarray,
     seed: int,
     drawn: Sequence[tuple[Draw, Sampled]],
 ) -> Tables:
-    """A finished game's rows of comments, draws and neighbourhoods. texts, vectors: the corpus's."""
+    """A finished game's rows of comments, draws and neighbourhoods, and of users where it has them.
+
+    texts, vectors: the corpus's.
+    """
     emotion = neighbourhood.target.name
-    return {
+    tables = {
         "comments": comment_table(emotion, neighbourhood.centroid, seed, drawn),
         "draws": draw_table(emotion, seed, drawn),
         "neighbourhoods": neighbourhood_table(neighbourhood, texts, vectors),
     }
+    return tables | ({"users": user_table(emotion, seed, pool, texts)} if pool.users else {})
+
+
+def user_table(emotion: str, seed: int, pool: Pool, texts: Sequence[str]) -> pd.DataFrame:
+    """users.csv: a row a comment of a user's. writes: what the comments are near, the target or another emotion."""
+    rows = [
+        [emotion, seed, number, user.writes, user.on_target, texts[i]]
+        for number, user in enumerate(pool.users, start=1)
+        for i in user.members
+    ]
+    return pd.DataFrame(rows, columns=["emotion", "seed", "user", "writes", "on_target", "text"])
 
 
 def save_game(path: Path, tables: Tables) -> None:
@@ -79,19 +95,21 @@ def finished_targets(folder: Path, seeds: Iterable[int]) -> dict[str, list[Table
 
 
 def run_tables(games: Sequence[Sequence[Tables]]) -> Tables:
-    """comments, generations, neighbourhoods and summary of a run. games: each target's."""
+    """comments, generations, neighbourhoods, summary and, where there are any, users of a run. games: each target's."""
     comments, draws = (pd.concat([game[name] for own in games for game in own]) for name in ("comments", "draws"))
     comments, draws = comments.reset_index(drop=True), draws.reset_index(drop=True)
     # A target has one neighbourhood, whatever the seed.
     neighbourhoods = pd.concat([own[0]["neighbourhoods"] for own in games], ignore_index=True)
     generations = generation_table(comments, draws, neighbourhoods)
     summary = summary_table(comments, generations, neighbourhoods)
-    return {
+    tables = {
         "comments": comments,
         "generations": generations,
         "neighbourhoods": neighbourhoods,
         "summary": summary,
     }
+    users = [game["users"] for own in games for game in own if "users" in game]
+    return tables | ({"users": pd.concat(users, ignore_index=True)} if users else {})
 
 
 def comment_table(emotion: str, centroid: np.ndarray, seed: int, drawn: Sequence[tuple[Draw, Sampled]]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiment.command_line import CommonSettings, check_name, check_range, naming
+from experiment.command_line import CommonSettings, check_common, check_name, check_range, naming
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
@@ -33,6 +33,12 @@ class Settings(CommonSettings):
     """Which are played; base, single and multi always are."""
     choose_by: Literal["centroid", "target"] = "centroid"
     """A variant is kept that lies nearest to the neighbourhood's centroid, or to the target (the study's choice)."""
+    contamination: float = 0.0
+    """Above 0, the pool belongs to users, and this share of them writes off target, near other emotions."""
+    deal: Literal["comment", "user"] = "comment"
+    """What is dealt to the variants: comments, or users with all of theirs."""
+    num_users: int = 12
+    """How many users share the neighbourhood, where there are users (--contamination or --deal user)."""
     neighbours: int = 100
     """How many comments nearest to the target make its neighbourhood."""
     generations: int = 3
@@ -61,8 +67,6 @@ class Settings(CommonSettings):
     """Longest comment, in tokens."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N; auto is CUDA where it is available."""
-    dry_run: bool = False
-    """Say what would be done and about how long it would take, and stop."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -87,9 +91,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for settings that no run can have."""
-    for name in ("num_seeds", "generations", "samples", "jobs"):
+    check_common(settings)
+    for name in ("num_seeds", "generations", "samples"):
         check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
-    check_range("--seed", settings.seed, 0, 2**63)
     check_range("--variants", settings.variants, 2, 10**6)
     check_range("--neighbours", settings.neighbours, 3, 10**6)
     for name in ("layers", "rank", "epochs", "batch_size", "max_new_tokens"):
@@ -111,13 +115,25 @@ def check_settings(settings: Settings) -> None:
     if settings.target_emotions is not None:
         with naming(f"--target-emotions {settings.target_emotions!r}"):
             parse_mixture(settings.target_emotions)
-    with naming(f"--neighbours {settings.neighbours}"):
-        part_sizes(settings.neighbours, settings.generations, settings.variants)
+    check_range("--contamination", settings.contamination, 0, 1)
+    check_range("--num-users", settings.num_users, 1, settings.neighbours)
+    if round(settings.contamination * settings.num_users) >= settings.num_users:
+        raise InputError(f"--contamination {settings.contamination:g}: leaves no user on target; choose less")
+    by_user = settings.deal == "user"
+    with naming(f"--num-users {settings.num_users}" if by_user else f"--neighbours {settings.neighbours}"):
+        held = settings.neighbours // settings.num_users * settings.num_users if has_users(settings) else None
+        units = settings.num_users if by_user else held or settings.neighbours
+        part_sizes(units, settings.generations, settings.variants)
+
+
+def has_users(settings: Settings) -> bool:
+    return settings.deal == "user" or settings.contamination > 0
 
 
 def played(settings: Settings) -> tuple[str, ...]:
-    """The protocols asked for, in the registry's order."""
-    return tuple(name for name in PROTOCOLS if name in settings.protocols or name in ALWAYS)
+    """The protocols asked for, in the registry's order. Where nobody is off target, the oracle is the single model."""
+    asked = [name for name in settings.protocols if name != "oracle" or settings.contamination > 0]
+    return tuple(name for name in PROTOCOLS if name in asked or name in ALWAYS)
 
 
 def target_names(settings: Settings) -> list[str]:

@@ -103,16 +103,16 @@ def single_sizes(neighbours: int) -> list[int]:
 
 
 def part_sizes(neighbours: int, generations: int, variants: int) -> list[int]:
-    """How many comments a variant is tuned on in each generation: 33, 22 and 15 of 100 with three variants.
+    """How many comments (or users) a variant is tuned on in each generation: 33, 22 and 15 of 100 with three variants.
 
-    Raises InputError where a generation would have fewer comments left than variants.
+    Raises InputError where a generation would have fewer left than variants.
     """
     sizes, pool = [], neighbours
     for generation in range(1, generations + 1):
         if pool < variants:
             raise InputError(
-                f"too few neighbours for {variants} variants and {generations} generations "
-                f"({pool} comments are left for generation {generation}); choose more neighbours or fewer generations"
+                f"too few for {variants} variants and {generations} generations "
+                f"({pool} are left for generation {generation}); choose more, or fewer generations"
             )
         sizes.append(pool // variants)
         pool -= sizes[-1]

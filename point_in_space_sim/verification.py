@@ -19,6 +19,7 @@ from point_in_space_sim.corpus import EMOTIONS, load_corpus
 from point_in_space_sim.engine.assets import MINILM_WHEEL, wheel_cache
 from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, smollm2_cache, weights_hash
 from point_in_space_sim.mapper import EMBEDDED_FOLDER, classifier_hash, embedded_hash
+from point_in_space_sim.protocols import PROTOCOLS
 from point_in_space_sim.results import DRAWS, MODEL, generation_table, overall, read_table, summary_table
 from point_in_space_sim.target import slug
 
@@ -118,7 +119,9 @@ def check_adapters(folder: Path, generations: pd.DataFrame) -> list[str]:
     differences: list[str] = []
     if not (folder / "adapters").exists():
         return differences
-    report = generations[(generations["role"] == "report") & (generations["protocol"] != "base")]
+    keeping = [name for name, protocol in PROTOCOLS.items() if protocol.keeps]
+    report = generations[(generations["role"] == "report") & generations["protocol"].isin(keeping)]
+    report = report[report["training_comments"] > 0]  # the base model is kept by nobody
     for row in report.itertuples():
         path = folder / "adapters" / f"{slug(row.emotion)}-seed-{row.seed}-{row.protocol}-{row.generation}"
         files = sorted(path.glob("*.safetensors"))

@@ -1,5 +1,7 @@
 """The protocols' moves on made-up samples, the intervals of the results; targets against a brute-force reference."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.recipes import Averaged, Request, Sampled, Tuned, merge_requests, name_of
+from point_in_space_sim.pool import Pool
 from point_in_space_sim.protocols import PROTOCOLS, Game, deal, derived_seed, play, without, work_of
 from point_in_space_sim.results import (
     bootstrap_indices,
@@ -38,8 +41,10 @@ from point_in_space_sim.target import (
 AIM = np.full(28, 0.3)
 
 
-def game(neighbours=100, generations=3, variants=3, seed=0, target="joy"):
-    return Game(target, tuple(f"comment {i}" for i in range(neighbours)), AIM, seed, generations, variants)
+def game(neighbours=100, generations=3, variants=3, seed=0, target="joy", users=None):
+    texts = tuple(f"comment {i}" for i in range(neighbours))
+    units = tuple((text,) for text in texts) if users is None else tuple(texts[i::users] for i in range(users))
+    return Game(target, Pool(texts, texts[::2], units), AIM, seed, generations, variants)
 
 
 class Fake:
@@ -48,16 +53,40 @@ class Fake:
     def __init__(self, samples=5):
         self.samples, self.steps = samples, []
 
-    def __call__(self, requests):
-        self.steps.append(requests)
-        drawn = {}
-        for request in requests:
+    def __call__(self, orders):
+        self.steps.append([request for _, request in orders])
+        finished = []
+        for owner, request in orders:
+            drawn = {}
             for sample in request.samples:
                 generator = np.random.default_rng([sample, derived_seed(0, name_of(request.model))])
                 vectors = generator.random((self.samples, 28))
                 texts = tuple(f"{name_of(request.model)} {sample} {i}" for i in range(self.samples))
                 drawn[name_of(request.model), sample] = Sampled(texts, vectors, 0.0)
-        return drawn
+            finished.append(((owner, request), drawn))
+        return finished
+
+
+class OneAtATime(Fake):
+    """Finishes the order that came last, whoever's it is: no protocol may depend on the order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def __call__(self, orders):
+        self.open += super().__call__(orders)
+        return [self.open.pop()]
+
+
+def played(game, protocols=None, fulfil=None):
+    """The draws and samples of one game."""
+    ((_, drawn),) = play([game], fulfil or Fake(), protocols)
+    return drawn
+
+
+def distance(sample):
+    return np.linalg.norm(sample.vectors - AIM, axis=1).mean()
 
 
 sizes = st.tuples(st.integers(3, 60), st.integers(1, 4), st.integers(2, 5)).filter(
@@ -75,86 +104,120 @@ def test_parts_are_equal_and_disjoint(count, variants, seed):
     assert set(without(pool, parts[0])) == set(pool) - set(parts[0])
 
 
+@pytest.mark.parametrize("users", [None, 12])
+@pytest.mark.parametrize("protocol", ["multi", "multi_plus"])
 @settings(max_examples=40, deadline=None)
 @given(size=sizes, seed=st.integers(0, 1000))
-def test_competition_never_trains_on_a_removed_comment(size, seed):
-    own = game(*size, seed=seed)
-    played = play(own, Fake(), ["multi"])
-    best, removed = None, set()
+def test_competition_step_by_step(protocol, users, size, seed):
+    """Comma: the least distant variant becomes the model, its part leaves. Plus: unless the model is less distant."""
+    size = size if users is None else (60, 2, 3)
+    own = game(*size, seed=seed, users=users)
+    drawn = played(own, [protocol])
+    model, removed = None, set()
     for generation in range(1, own.generations + 1):
-        choices = [(d, b) for d, b in played if (d.generation, d.role) == (generation, "selection")]
-        parts = [draw.model.texts for draw, _ in choices]
-        assert len(parts) == own.variants
-        assert {len(part) for part in parts} == {part_sizes(*size)[generation - 1]}
-        dealt = [text for part in parts for text in part]
-        assert len(set(dealt)) == len(dealt)
-        assert not removed & set(dealt) and set(dealt) <= set(own.texts)
-        assert all(name_of(draw.model.start) == name_of(best) for draw, _ in choices)
-        winner = min(choices, key=lambda choice: np.linalg.norm(choice[1].vectors - AIM, axis=1).mean())[0]
+        choices = [(d, b) for d, b in drawn if (d.generation, d.role) == (generation, "selection")]
+        variants = [draw for draw, _ in choices if draw.variant]
+        assert [draw.variant for draw in variants] == list(range(1, own.variants + 1))
+        incumbents = [(d, b) for d, b in choices if not d.variant]
+        assert [name_of(d.model) for d, _ in incumbents] == ([name_of(model)] if protocol == "multi_plus" else [])
+        dealt = [text for draw in variants for text in draw.model.texts]
+        assert len({len(draw.model.texts) for draw in variants}) == 1 and len(set(dealt)) == len(dealt)
+        assert not removed & set(dealt) and set(dealt) <= set(own.pool.texts)
+        left = len(own.pool.texts) - len(removed)
+        if users is None:
+            assert len(variants[0].model.texts) == left // own.variants
+        else:  # nobody's comments are torn apart
+            units = [set(unit) for unit in own.pool.units]
+            assert all(unit <= set(d.model.texts) or not unit & set(d.model.texts) for unit in units for d in variants)
+        assert all(name_of(draw.model.start) == name_of(model) for draw in variants)
+        assert len({draw.sample for draw, _ in choices}) == 1
+        winner = min(choices, key=lambda choice: distance(choice[1]))[0]
         assert [draw.variant for draw, _ in choices if draw.kept] == [winner.variant]
-        best = winner.model
-        removed |= set(best.texts)
-        ((report, _),) = [(d, b) for d, b in played if (d.generation, d.role) == (generation, "report")]
-        assert report.model is best and report.variant == winner.variant
+        if winner.variant:
+            removed |= set(winner.model.texts)
+        model = winner.model
+        ((report, _),) = [(d, b) for d, b in drawn if (d.generation, d.role) == (generation, "report")]
+        assert report.model is model and report.variant == winner.variant
         assert report.sample not in {draw.sample for draw, _ in choices}
 
 
-@pytest.mark.parametrize("protocol", ["sequential", "averaged"])
-def test_controls_have_the_same_budget_of_comments(protocol):
-    own = game()
-    played = play(own, Fake(), [protocol])
-    assert [draw.generation for draw, _ in played] == [1, 2, 3] and all(draw.role == "report" for draw, _ in played)
-    for (draw, _), size in zip(played, [33, 22, 15], strict=True):
-        models = draw.model.models if isinstance(draw.model, Averaged) else [draw.model]
-        assert [len(model.texts) for model in models] == [size] * (3 if protocol == "averaged" else 1)
-    # Sequential never trains on a comment twice.
-    if protocol == "sequential":
-        texts = [text for draw, _ in played for text in draw.model.texts]
-        assert len(set(texts)) == len(texts)
-        assert played[2][0].model.start is played[1][0].model
-    else:
-        assert all(model.start is played[0][0].model for model in played[1][0].model.models)
+def test_plus_selection_keeps_a_model_that_no_variant_beats():
+    stays = 0
+    for seed in range(30):
+        draws = [draw for draw, _ in played(game(seed=seed), ["multi_plus"])]
+        reports = [draw for draw in draws if draw.role == "report"]
+        stays += sum(draw.variant == 0 for draw in reports)
+        chosen_by = [draw.sample for draw in draws if draw.role == "selection" and draw.variant == 0]
+        assert len(set(chosen_by)) == 3  # a fresh sample every generation
+        for before, after in pairwise(reports):
+            if after.variant == 0:
+                assert after.model is before.model
+    assert stays > 10
 
 
-def test_single_models_are_independent_and_nearest_first():
+def test_random_picks_are_chains_one_from_each_first_variant():
     own = game()
-    models = [draw.model for draw, _ in play(own, Fake(), ["single"])]
-    assert [model.texts for model in models] == [own.texts[:33], own.texts[:66], own.texts]
+    together = played(own, ["multi", "random_pick"])
+    first = [d.model.name for d, _ in together if (d.protocol, d.generation, d.role) == ("multi", 1, "selection")]
+    chains = [[d for d, _ in together if (d.protocol, d.variant) == ("random_pick", chain)] for chain in (1, 2, 3)]
+    assert [chain[0].model.name for chain in chains] == first
+    for chain in chains:
+        assert [draw.generation for draw in chain] == [1, 2, 3] and all(draw.role == "report" for draw in chain)
+        assert [len(draw.model.texts) for draw in chain] == [33, 22, 15]
+        texts = [text for draw in chain for text in draw.model.texts]
+        assert len(set(texts)) == len(texts)  # never on a comment twice
+        assert chain[1].model.start is chain[0].model and chain[2].model.start is chain[1].model
+
+
+def test_averages_have_the_same_budget_of_comments():
+    drawn = played(game(), ["averaged"])
+    assert [draw.generation for draw, _ in drawn] == [1, 2, 3] and all(draw.role == "report" for draw, _ in drawn)
+    for (draw, _), size in zip(drawn, [33, 22, 15], strict=True):
+        assert isinstance(draw.model, Averaged) and [len(model.texts) for model in draw.model.models] == [size] * 3
+    assert all(model.start is drawn[0][0].model for model in drawn[1][0].model.models)
+
+
+def test_single_models_their_choice_the_filter_and_the_oracle():
+    own = game()
+    drawn = played(own, ["single", "chosen", "filter", "oracle"])
+    models = [draw.model for draw, _ in drawn if draw.protocol == "single"]
+    texts = own.pool.texts
+    assert [model.texts for model in models] == [texts[:33], texts[:66], texts]
     assert all(model.start is None for model in models)
+    choices = [(draw, sample) for draw, sample in drawn if (draw.protocol, draw.role) == ("chosen", "selection")]
+    assert [draw.model.name for draw, _ in choices] == [model.name for model in models]
+    nearest = min(choices, key=lambda choice: distance(choice[1]))[0]
+    last = {draw.protocol: draw.model.name for draw, _ in drawn if draw.role == "report"}
+    assert last["chosen"] == nearest.model.name and last["filter"] == models[0].name
+    ((oracle, _),) = [(d, s) for d, s in drawn if d.protocol == "oracle"]
+    assert oracle.model.texts == texts[::2]
 
 
-def test_protocols_share_their_first_generation_and_each_model_is_asked_for_once_a_step():
-    fake = Fake()
-    played = play(game(), fake)
-    first = {
-        name: [d for d, _ in played if d.protocol == name and d.generation == 1]
-        for name in ("multi", "sequential", "averaged")
+def test_a_protocol_shares_models_but_depends_on_no_other_and_on_no_order():
+    fake, games = Fake(), [game(), game(seed=1)]
+    described = {
+        own.name: [(d.protocol, d.generation, d.variant, d.role, name_of(d.model), d.sample, d.kept) for d, _ in drawn]
+        for own, drawn in play(games, fake)
     }
-    variants = [draw.model.name for draw in first["multi"] if draw.role == "selection"]
-    assert first["sequential"][0].model.name in variants
-    assert [model.name for model in first["averaged"][0].model.models] == variants
-    for step in fake.steps:
-        assert len({name_of(request.model) for request in step}) == len(step)
-    made = {name_of(request.model) for step in fake.steps for request in step if isinstance(request.model, Tuned)}
-    # 3 single, 3 shared, then 3 + 1 + 3 in each of two generations.
-    assert len(made) == 20
-    assert len(fake.steps) == 4
+    for own in games:
+        ((_, drawn),) = play([own], OneAtATime())
+        again = [(d.protocol, d.generation, d.variant, d.role, name_of(d.model), d.sample, d.kept) for d, _ in drawn]
+        assert again == described[own.name]
+        for protocol in PROTOCOLS:
+            alone = [d for d, _ in played(own, [protocol])]
+            rows = [row for row in described[own.name] if row[0] == protocol]
+            assert [(d.generation, d.variant, name_of(d.model)) for d in alone] == [
+                (row[1], row[2], row[4]) for row in rows
+            ]
+    first = {name: {row[4] for row in described[games[0].name] if row[:2] == (name, 1)} for name in PROTOCOLS}
+    assert first["multi_plus"] == first["multi"] | {"base"} and first["random_pick"] == first["multi"]
 
 
 def test_reports_are_paired_and_never_the_sample_that_chose():
-    played = play(game(), Fake())
-    reports = {draw.sample for draw, _ in played if draw.role == "report"}
-    selections = {draw.sample for draw, _ in played if draw.role == "selection"}
+    drawn = played(game())
+    reports = {draw.sample for draw, _ in drawn if draw.role == "report"}
+    selections = {draw.sample for draw, _ in drawn if draw.role == "selection"}
     assert len(reports) == 1 and len(selections) == 3 and not reports & selections
-
-
-def test_a_protocol_does_not_depend_on_which_others_are_played():
-    together = [(d.protocol, d.generation, d.variant, name_of(d.model), d.sample) for d, _ in play(game(), Fake())]
-    for protocol in PROTOCOLS:
-        alone = play(game(), Fake(), [protocol])
-        assert [(d.protocol, d.generation, d.variant, name_of(d.model), d.sample) for d, _ in alone] == [
-            row for row in together if row[0] == protocol
-        ]
 
 
 def test_seeds_differ_by_purpose_target_seed_and_generation():
@@ -182,14 +245,15 @@ def test_merged_requests():
 
 
 def test_work_of_the_study():
-    """Single models, the first generation once, then three variants twice and a random pick; at most, since protocols
-    may share a model."""
-    most = 199 + 99 + 7 * 22 + 7 * 15, 50 * (4 + 9 + 9)
-    work = work_of(list(PROTOCOLS), 100, 3, 3, 50)
-    assert 0.8 * most[0] < work.tuned <= most[0] and 0.8 * most[1] < work.sampled <= most[1]
-    assert 6 <= work.at_once <= 7
-    assert work_of(["base", "single", "multi"], 100, 3, 3, 50).tuned == 199 + 99 + 3 * 22 + 3 * 15
-    assert work_of(["base"], 100, 3, 3, 50).sampled == 50
+    """Single models, the first generation once, then three variants twice for each competition, three chains and an
+    average; at most, since protocols may share a model."""
+    pool = game().pool
+    most = 199 + 99 + 3 * 7 * 22 // 1 + 4 * 3 * 22
+    work = work_of([name for name in PROTOCOLS if name != "oracle"], pool, 3, 3, 50)
+    assert 0.6 * most < work.tuned <= most and 6 <= work.at_once <= 12
+    assert work_of(["base", "single", "multi"], pool, 3, 3, 50).tuned == 199 + 99 + 3 * 22 + 3 * 15
+    assert work_of(["base"], pool, 3, 3, 50).sampled == 50
+    assert work_of(["multi"], pool, 3, 3, 50).sampled == 50 * 12
 
 
 def test_finished_games_are_read_as_they_were_written(tmp_path):
@@ -384,7 +448,7 @@ def test_bad_targets():
 def test_sizes_of_the_study():
     assert single_sizes(100) == [33, 66, 100]
     assert part_sizes(100, 3, 3) == [33, 22, 15]
-    with pytest.raises(InputError, match="2 comments are left for generation 4"):
+    with pytest.raises(InputError, match="2 are left for generation 4"):
         part_sizes(6, 9, 3)
 
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.command_line import CommonSettings, check_name, check_range, named_function
+from experiment.command_line import CommonSettings, check_common, check_name, check_range, named_function
 from experiment.errors import InputError
 from experiment.files import ROOT
-from experiment.parallel import BACKENDS
 from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.scoring import SCORINGS
@@ -56,12 +55,6 @@ class Settings(CommonSettings):
     """Also run every number of users and of groups below."""
     sweep_users: tuple[int, ...] = (10, 25, 50, 75, 100)
     sweep_groups: tuple[int, ...] = (2, 3, 4, 5)
-    backend: str = "loky"
-    """Where work runs: loky, threading, dask or ray."""
-    scheduler: str | None = None
-    """Address of the dask or ray cluster to use."""
-    dry_run: bool = False
-    """Print what would run, and stop."""
 
 
 Size = tuple[int, int]
@@ -96,16 +89,13 @@ def check_settings(settings: Settings) -> None:
     check_name("--shapley", settings.shapley, [*METHODS, "none"])
     if settings.shapley == "closed_form" and settings.metric != ("dot",):
         raise InputError("--shapley closed_form: fits --metric dot alone; choose auto")
-    check_name("--backend", settings.backend, BACKENDS)
-    if settings.backend == "dask" and settings.scheduler is None:
-        raise InputError("--backend dask: needs --scheduler ADDRESS, such as tcp://host:8786")
-    for option in ("num_users", "num_groups", "num_rounds", "num_runs", "jobs"):
+    check_common(settings)
+    for option in ("num_users", "num_groups", "num_rounds", "num_runs"):
         check_range(f"--{option.replace('_', '-')}", getattr(settings, option), 1, 10**9)
     check_range("--delta", settings.delta, 0, 1, open_low=True)
     check_range("--error-probability", settings.error_probability, 0, 1)
     check_range("--shapley-precision", settings.shapley_precision, 0, 1, open_low=True)
     check_range("--kernel-runs", settings.kernel_runs, 0, 10**9)
-    check_range("--seed", settings.seed, 0, 2**63)
     if settings.sweep and not (settings.sweep_users and settings.sweep_groups):
         raise InputError("--sweep: --sweep-users and --sweep-groups need at least one number each")
     for users, groups in sizes_to_run(settings):

@@ -8,7 +8,7 @@ the original base model, so it loads with PEFT as it is and the cached activatio
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ from experiment.errors import InputError
 from experiment.files import replace_atomically
 from point_in_space_sim.engine.base_model import MAX_TOKENS, BaseModel
 from point_in_space_sim.engine.guard import one_line
-from point_in_space_sim.engine.layers import packed_layout, run_layers
+from point_in_space_sim.engine.layers import packed_layout, run_layers, use_low_rank_products
 from point_in_space_sim.engine.settings import PROMPT, TuningSettings
 
 
@@ -230,10 +230,12 @@ def _trainable(base: BaseModel, settings: TuningSettings, start: Adapter | None,
         return
 
     config = replace(start.lora_config) if start and start.lora_config else lora_config(base, settings)
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with own_random_numbers(base.device), warnings.catch_warnings():
         torch.manual_seed(seed)
         warnings.simplefilter("ignore")  # about renamed methods between peft and transformers
         peft_model = get_peft_model(base.model, config)
+    if config.lora_dropout == 0 and not config.use_dora:
+        use_low_rank_products(peft_model)
     try:
         if start:
             set_peft_model_state_dict(peft_model, start.weights)
@@ -247,6 +249,11 @@ def _trainable(base: BaseModel, settings: TuningSettings, start: Adapter | None,
     finally:
         peft_model.unload()
         base.model.requires_grad_(False)
+
+
+def own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """Puts torch's generators back afterwards: the CPU's, and the device's own; no other device is woken."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def lora_config(base: BaseModel, settings: TuningSettings) -> LoraConfig:
@@ -357,11 +364,15 @@ def average_adapters(adapters: Sequence[Adapter], rank: int | None = None) -> tu
     return Adapter(weights, config), kept / total if total else 1.0
 
 
-def save_adapter(adapter: Adapter, folder: str | Path, base: BaseModel) -> None:
-    """Writes the adapter as PEFT does (`PeftModel.from_pretrained` reads it), or full weights as a model folder."""
+def save_adapter(adapter: Adapter, folder: str | Path, base: BaseModel | str) -> None:
+    """Writes the adapter as PEFT does (`PeftModel.from_pretrained` reads it), or full weights as a model folder.
+
+    base: for a LoRA adapter, the base model's name is enough.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if adapter.lora_config is None:
+        assert isinstance(base, BaseModel), "whole weights are saved with those that they leave alone"
         with merged(base, adapter):
             base.model.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
@@ -369,7 +380,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, base: BaseModel) -> None:
     with replace_atomically(folder / "adapter_model.safetensors") as temporary:
         save_file(adapter.weights, temporary, metadata={"format": "pt"})
     # The name of the base model, not the folder that it was read from: adapters are shared between machines.
-    config = replace(adapter.lora_config, base_model_name_or_path=base.name, inference_mode=True)
+    name = base if isinstance(base, str) else base.name
+    config = replace(adapter.lora_config, base_model_name_or_path=name, inference_mode=True)
     config.save_pretrained(str(folder))
     # peft keeps the modules' names as a set, whose order differs from process to process.
     path = folder / "adapter_config.json"

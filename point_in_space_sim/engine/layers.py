@@ -5,9 +5,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from transformers import AttentionInterface
 
 from point_in_space_sim.engine.guard import is_out_of_memory
@@ -135,6 +137,52 @@ class KeyValueCache:
                 if to:
                     store[to, :, : self.length] = store[[sources[row] for row in to], :, : self.length]
             self.layers[layer] = (stores[0][: len(sources)], stores[1][: len(sources)])
+
+
+class _LowRank(torch.autograd.Function):
+    """x W' + bias + scaling (x A') B' for a frozen W: all products in x's precision, A and B and their gradients in
+    their own. PEFT casts x to A's float32 instead, and every step in between is a dispatch of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        a, b = a.to(x.dtype), (b * scaling).to(x.dtype)
+        inner = rows @ a.T
+        found = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+        ctx.save_for_backward(rows, weight, a, b, inner)
+        ctx.scaling = scaling
+        return found.addmm_(inner, b.T).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, weight, a, b, inner = ctx.saved_tensors
+        outer = gradients[0].reshape(-1, gradients[0].shape[-1])
+        through = outer @ b
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (outer @ weight).addmm_(through, a).view(*gradients[0].shape[:-1], -1)
+        return of_x, None, None, (through.T @ rows).float(), (outer.T @ inner).float() * ctx.scaling, None
+
+
+def use_low_rank_products(peft_model: torch.nn.Module) -> None:
+    """Has PEFT's LoRA layers on plain linear maps compute by _LowRank; they are to have no dropout, and one adapter."""
+    for module in peft_model.modules():
+        if isinstance(module, LoraLinear) and isinstance(module.base_layer, torch.nn.Linear):
+            module.forward = partial(_low_rank_forward, module)  # type: ignore[method-assign]
+
+
+def _low_rank_forward(module: LoraLinear, x: torch.Tensor) -> torch.Tensor:
+    (name,) = module.active_adapters
+    frozen, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
+    return _LowRank.apply(x, frozen.weight, frozen.bias, a, b, module.scaling[name])
 
 
 SHORT = 8  # tokens of the probe's second comment

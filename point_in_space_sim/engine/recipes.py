@@ -74,6 +74,11 @@ Drawn = Mapping[tuple[str, int], Sampled]
 """Samples by their model's name and their seed."""
 
 
+Order = tuple[str, Request]
+"""A request and whose it is, by name: an owner's models are shared among its own requests."""
+Finished = tuple[Order, Drawn]
+
+
 def merge_requests(requests: Sequence[Request]) -> list[Request]:
     """One request a model, in order of first mention."""
     merged: dict[str, Request] = {}

@@ -7,7 +7,7 @@ import torch
 
 from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import BaseModel
-from point_in_space_sim.engine.fine_tuning import encode_comment, tune
+from point_in_space_sim.engine.fine_tuning import encode_comment, own_random_numbers, tune
 from point_in_space_sim.engine.guard import one_line
 from point_in_space_sim.engine.sampling import sample_comments
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
@@ -31,8 +31,8 @@ def rehearse(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the models of a run are made: two threads on a busy machine wait for each other
     try:
-        # fork_rng puts torch's own generators back; every other stream is made from a seed.
-        with torch.random.fork_rng(), one_line(f"the base model {base.name}: cannot be used", "choose another"):
+        # Every stream but torch's own generators is made from a seed.
+        with own_random_numbers(base.device), one_line(f"the base model {base.name}: cannot be used", "choose another"):
             _read_longest_sample(base, comments[longest], sampling)
             adapter = tune(base, [texts[longest]], replace(tuning, epochs=1, batch_size=1), seed=0)
             few = replace(sampling, max_new_tokens=min(2, sampling.max_new_tokens))

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import MAX_TOKENS, BaseModel
-from point_in_space_sim.engine.fine_tuning import Adapter, merged
+from point_in_space_sim.engine.fine_tuning import Adapter, merged, own_random_numbers
 from point_in_space_sim.engine.layers import KeyValueCache, run_layers
 from point_in_space_sim.engine.settings import SamplingSettings
 
@@ -130,7 +130,7 @@ def _generate_tokens(
         eos_token_id=sorted(ends),
         pad_token_id=base.tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng():
+    with own_random_numbers(base.device):
         torch.manual_seed(seed)
         rows = base.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=drawing)
         rows = rows[:, len(base.prompt) :].tolist()

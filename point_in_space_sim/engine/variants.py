@@ -1,7 +1,8 @@
 """The engine: makes models by their recipes, samples and maps them. It knows no centroid, no judge, no progress bar.
 
 Several models are made at once, each is on disk as soon as it is finished, and none is made twice: a killed run goes on
-from what is there.
+from what is there. A worker gets the adapters that a model starts from and gives back its adapter and its samples: it
+needs no disk in common with the process that asks, only the base model by its name.
 """
 
 import ctypes
@@ -10,7 +11,9 @@ import gc
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from experiment.errors import InputError
-from experiment.parallel import parallel_map
+from experiment.parallel import workers
 from experiment.run_folder import load_arrays, save_arrays
 from point_in_space_sim.engine.base_model import BaseModel, load_base_model
 from point_in_space_sim.engine.fine_tuning import (
@@ -33,10 +36,12 @@ from point_in_space_sim.engine.fine_tuning import (
     save_adapter,
     tune,
 )
+from point_in_space_sim.engine.guard import is_out_of_memory, reason
 from point_in_space_sim.engine.recipes import (
     Averaged,
-    Drawn,
+    Finished,
     Model,
+    Order,
     Request,
     Sampled,
     Texts,
@@ -44,16 +49,17 @@ from point_in_space_sim.engine.recipes import (
     merge_requests,
     name_of,
 )
-from point_in_space_sim.engine.sampling import sample_comments
+from point_in_space_sim.engine.sampling import Samples, sample_comments
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 from point_in_space_sim.mapper import Mapper
 
 _glibc = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim") else None
+Fulfil = Callable[[Sequence[Order]], list[Finished]]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """All that a worker process needs to make models and draw samples."""
+    """How models are made and samples drawn: all that a worker needs to know."""
 
     base_model: str
     prompt: str
@@ -61,76 +67,178 @@ class Engine:
     tuning: TuningSettings
     sampling: SamplingSettings
     samples: int  # comments a sample
-    scratch: Path  # the folder of what is finished, models and samples by their recipe's name; the caller's to remove
-    kept: Path  # the folder of the models that are kept, by the names that requests give them
 
 
-def fulfil(
+@dataclass(frozen=True)
+class Made:
+    """What a worker gives back. adapter: None for the base model, and for a model that it was given."""
+
+    adapter: Adapter | None
+    samples: dict[int, Samples]
+
+
+@contextmanager
+def fulfilment(
     engine: Engine,
     mapper: Mapper,
-    requests: Sequence[Request],
+    scratch: Path,
+    kept: Path,
     *,
     jobs: int = 1,
+    backend: str = "loky",
+    scheduler: str | None = None,
     advance: Callable[[int], object] = lambda comments: None,
-) -> Drawn:
-    """Makes what is not yet on disk, several models at once; gives all the requests' samples.
+) -> Iterator[Fulfil]:
+    """A function that takes orders and gives those that are finished, at least one while any is open.
 
-    advance: told of every finished model its request's cost. Requests may belong to one game or to many. Samples are
-    mapped here, so that no worker holds a mapper, and by one thread, as models are made (see carry_out).
+    scratch: where what is finished lies, models and samples by their recipe's name, a folder an owner; the caller's to
+    remove. kept: the folder of the models that are kept, by the names that requests give them. advance: told of every
+    finished request's cost. Owners are served in the order in which they first came, of an owner the longest request
+    first. Samples are mapped here, so that no worker holds a mapper, and by one thread, as models are made (see make).
     """
-    requests = merge_requests(requests)
-    costs = {
-        name_of(request.model): cost_left(engine, request) for request in requests if not _is_done(engine, request)
-    }
-    missing = [request for request in requests if name_of(request.model) in costs]
-    # The longest first, so that the workers end together.
-    missing.sort(key=lambda request: -costs[name_of(request.model)])
     devices = _devices(engine.device)
-    tasks = [(devices[i % len(devices)], request) for i, request in enumerate(missing)]
-    finished = parallel_map(partial(carry_out, engine), tasks, jobs=jobs)
-    for request, _ in zip(missing, finished, strict=True):
-        advance(costs[name_of(request.model)])
-    torch.set_num_threads(1)
-    return {
-        (name_of(request.model), sample): _mapped(_sample_path(engine, request.model, sample), mapper)
-        for request in requests
-        for sample in request.samples
-    }
+    if engine.device.startswith("cuda"):  # more than one process on a device would only share it
+        jobs = min(jobs, max(len(devices), 1))
+    owners: dict[str, int] = {}
+    waiting: dict[tuple[str, str], list[Request]] = {}  # by owner and model
+    running: dict[Future[Made], tuple[str, list[Request]]] = {}
+
+    def finish(owner: str, requests: Sequence[Request], costs: int) -> list[Finished]:
+        folder = scratch / owner
+        for request in requests:
+            for name in request.keep_as:
+                if not (kept / name).exists():
+                    assert request.model is not None, "the base model is not kept"
+                    adapter = _load_weights(_model_path(folder, request.model))
+                    assert adapter is not None, "a finished model is on disk"
+                    _save_folder(kept / name, scratch, partial(_save_kept, adapter, engine))
+        torch.set_num_threads(1)
+        advance(costs)
+        return [
+            (
+                (owner, request),
+                {
+                    (name_of(request.model), sample): _mapped(_sample_path(folder, request.model, sample), mapper)
+                    for sample in request.samples
+                },
+            )
+            for request in requests
+        ]
+
+    with workers(jobs, backend, scheduler, devices[:jobs]) as (submit, at_once):
+
+        def start_some() -> list[Finished]:
+            """Has the workers, and one task a worker more, so that none waits, do what comes next."""
+            found: list[Finished] = []
+            busy = {(owner, name_of(requests[0].model)) for owner, requests in running.values()}
+            costs = {key: _cost(engine, scratch / key[0], requests) for key, requests in waiting.items()}
+            for key in sorted(waiting, key=lambda key: (owners[key[0]], -costs[key])):
+                if len(running) >= at_once + (at_once > 1):
+                    break
+                if key in busy:  # its model is being made
+                    continue
+                requests = waiting.pop(key)
+                (missing,) = merge_requests(requests)
+                missing = _missing(scratch / key[0], missing)
+                if costs[key] or not _is_made(scratch / key[0], missing.model):
+                    given = _given(scratch / key[0], missing.model)
+                    running[submit(partial(make, engine, given), missing)] = (key[0], requests)
+                else:
+                    found += finish(key[0], requests, 0)
+            return found
+
+        def fulfil(orders: Sequence[Order]) -> list[Finished]:
+            for owner, request in orders:
+                owners.setdefault(owner, len(owners))
+                waiting.setdefault((owner, name_of(request.model)), []).append(request)
+            found = start_some()
+            while not found and running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    owner, requests = running.pop(future)
+                    cost = _cost(engine, scratch / owner, requests)
+                    _save_made(engine, scratch / owner, requests[0].model, future.result())
+                    found += finish(owner, requests, cost)
+            return found
+
+        yield fulfil
 
 
-def request_cost(request: Request, epochs: int, samples: int) -> int:
-    """The request's work in comments that go through the model: once an epoch of tuning, and once when sampled."""
-    tuned = len(request.model.texts) if isinstance(request.model, Tuned) else 0
-    return tuned * epochs + samples * len(request.samples)
-
-
-def cost_left(engine: Engine, request: Request) -> int:
-    """request_cost without the tuning of a model that is on disk."""
-    made = request.model is not None and _model_path(engine, request.model).is_dir()
-    return request_cost(request, 0 if made else engine.tuning.epochs, engine.samples)
-
-
-def carry_out(engine: Engine, task: tuple[str, Request]) -> None:
-    """Makes one model, draws its samples and keeps it; each on disk as soon as it is finished.
+def make(engine: Engine, given: Mapping[str, Adapter], request: Request) -> Made:
+    """Makes a model, unless it is among the given, which are those that it starts from too, and draws its samples.
 
     On a CPU a model is made by one thread: sums come in the same order whatever --jobs is, and several models at once
     use the cores better than one on all of them.
     """
-    device, request = task
     torch.set_num_threads(1)
     return_large_memory_at_once()
-    base = cached_base_model(engine.base_model, device, engine.prompt)
-    adapter = _obtain(engine, base, request.model)
-    for sample in request.samples:
-        path = _sample_path(engine, request.model, sample)
-        if load_arrays(path) is None:
-            samples = sample_comments(base, engine.samples, sample, engine.sampling, adapter)
-            save_arrays(path, {"texts": np.array(samples.texts, dtype=str), "broken": np.array(samples.broken)})
-    for name in request.keep_as:
-        if not (engine.kept / name).exists():
-            assert adapter is not None, "the base model is not kept"
-            _save_folder(engine.kept / name, engine.scratch, partial(save_adapter, adapter, base=base))
+    try:
+        base = cached_base_model(engine.base_model, engine.device, engine.prompt)
+        adapter = None if request.model is None else _adapter(engine, base, given, request.model)
+        samples = {
+            sample: sample_comments(base, engine.samples, sample, engine.sampling, adapter)
+            for sample in request.samples
+        }
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise MemoryError(reason(error)) from error
+        raise
     return_memory()
+    return Made(None if name_of(request.model) in given else adapter, samples)
+
+
+def _adapter(engine: Engine, base: BaseModel, given: Mapping[str, Adapter], model: Tuned | Averaged) -> Adapter:
+    """The model's adapter: given, or made from those that are, and from what they lack."""
+    if model.name in given:
+        return given[model.name]
+    if isinstance(model, Averaged):
+        # Adapters from one start span nearly the same directions: the rank need not grow with every generation.
+        parts = [_adapter(engine, base, given, part) for part in model.models]
+        return average_adapters(parts, engine.tuning.rank)[0]
+    start = None if model.start is None else _adapter(engine, base, given, model.start)
+    activations = None
+    if base.has_plain_layers:
+        key = (engine.base_model, engine.device, engine.prompt)
+        activations = _cached_activations(*key, model.pool or model.texts, engine.tuning)
+    return tune(base, model.texts, engine.tuning, model.seed, start, activations)
+
+
+def _given(folder: Path, model: Model) -> dict[str, Adapter]:
+    """The model's adapter, where it is on disk, or those that it starts from; of a lost one, its own."""
+    if model is None:
+        return {}
+    if (own := _load_weights(_model_path(folder, model))) is not None:
+        return {model.name: own}
+    parents = model.models if isinstance(model, Averaged) else (model.start,)
+    return {name: adapter for parent in parents for name, adapter in _given(folder, parent).items()}
+
+
+def _missing(folder: Path, request: Request) -> Request:
+    """The request without the samples that are on disk."""
+    left = [sample for sample in request.samples if load_arrays(_sample_path(folder, request.model, sample)) is None]
+    return Request(request.model, tuple(left))
+
+
+def _cost(engine: Engine, folder: Path, requests: Sequence[Request]) -> int:
+    """What is left to do of one model's requests, in comments that go through the model: once an epoch of tuning, and
+    once when sampled."""
+    (request,) = merge_requests(requests)
+    tuned = len(request.model.texts) if isinstance(request.model, Tuned) else 0
+    if _is_made(folder, request.model):
+        tuned = 0
+    return tuned * engine.tuning.epochs + engine.samples * len(_missing(folder, request).samples)
+
+
+def _is_made(folder: Path, model: Model) -> bool:
+    return model is None or _model_path(folder, model).is_dir()
+
+
+def _save_made(engine: Engine, folder: Path, model: Model, made: Made) -> None:
+    if model is not None and made.adapter is not None:
+        _save_folder(_model_path(folder, model), folder, partial(_save_weights, made.adapter, engine))
+    for sample, drawn in made.samples.items():
+        arrays = {"texts": np.array(drawn.texts, dtype=str), "broken": np.array(drawn.broken)}
+        save_arrays(_sample_path(folder, model, sample), arrays)
 
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # malloc.h
@@ -166,34 +274,18 @@ def _mapped(path: Path, mapper: Mapper) -> Sampled:
     return Sampled(texts, arrays["vectors"], float(arrays["broken"]))
 
 
-def _obtain(engine: Engine, base: BaseModel, model: Model) -> Adapter | None:
-    """The model's adapter, from disk where it was finished before."""
-    if model is None:
-        return None
-    path = _model_path(engine, model)
-    if (adapter := _load_weights(path)) is not None:
-        return adapter
-    if isinstance(model, Averaged):
-        adapters = [_obtain(engine, base, part) for part in model.models]
-        # Adapters from one start span nearly the same directions: the rank need not grow with every generation.
-        adapter = average_adapters([part for part in adapters if part is not None], engine.tuning.rank)[0]
-    else:
-        start = _obtain(engine, base, model.start)
-        activations = None
-        if base.has_plain_layers:
-            key = (engine.base_model, str(base.device), engine.prompt)
-            activations = _cached_activations(*key, model.pool or model.texts, engine.tuning)
-        adapter = tune(base, model.texts, engine.tuning, model.seed, start, activations)
-    _save_folder(path, engine.scratch, partial(_save_weights, adapter, base=base))
-    return adapter
-
-
-def _save_weights(adapter: Adapter, folder: Path, base: BaseModel) -> None:
+def _save_weights(adapter: Adapter, engine: Engine, folder: Path) -> None:
     """As float32 and exactly: a resumed run ends with the bytes of one that was not interrupted."""
     if adapter.lora_config is None:
         save_file(adapter.weights, folder / "weights.safetensors")
     else:
-        save_adapter(adapter, folder, base)
+        save_adapter(adapter, folder, engine.base_model)
+
+
+def _save_kept(adapter: Adapter, engine: Engine, folder: Path) -> None:
+    whole = adapter.lora_config is None  # only these are saved with what they change
+    base = cached_base_model(engine.base_model, engine.device, engine.prompt) if whole else engine.base_model
+    save_adapter(adapter, folder, base)
 
 
 def _load_weights(folder: Path) -> Adapter | None:
@@ -240,23 +332,15 @@ def _cached_activations(
 
 
 def _devices(device: str) -> list[str]:
-    """The devices that models are dealt to: every CUDA device, or the one that was named."""
-    if device == "cuda" and torch.cuda.is_available():
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    return [device]
+    """The numbers of the CUDA devices that models are dealt to: all, where none is named."""
+    if device != "cuda" or not torch.cuda.is_available():
+        return []
+    return list(map(str, range(torch.cuda.device_count())))
 
 
-def _model_path(engine: Engine, model: Tuned | Averaged) -> Path:
-    return engine.scratch / "models" / model.name
+def _model_path(folder: Path, model: Tuned | Averaged) -> Path:
+    return folder / "models" / model.name
 
 
-def _sample_path(engine: Engine, model: Model, sample: int) -> Path:
-    return engine.scratch / "samples" / f"{name_of(model)}-{sample}.npz"
-
-
-def _is_done(engine: Engine, request: Request) -> bool:
-    return (
-        (request.model is None or bool(request.samples) or _model_path(engine, request.model).is_dir())
-        and all(load_arrays(_sample_path(engine, request.model, sample)) is not None for sample in request.samples)
-        and all((engine.kept / name).is_dir() for name in request.keep_as)
-    )
+def _sample_path(folder: Path, model: Model, sample: int) -> Path:
+    return folder / "samples" / f"{name_of(model)}-{sample}.npz"
