@@ -18,3 +18,19 @@ def mean_interval(values: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.nd
         error = np.sqrt(squares.sum(axis=-1) / (count - 1) / count)
         half = stdtrit(count - 1.0, 0.975) * error
     return mean, mean - half, mean + half
+
+
+def pooled_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of values (units, repeats) over the repeats, with Student's 95 % intervals: each (units,).
+
+    The variance between repeats is pooled over the units, with units x (repeats - 1) degrees of freedom: two or three
+    repeats of one unit say little of it. Raises ValueError for fewer than two repeats.
+    """
+    units, repeats = values.shape
+    if repeats < 2:
+        raise ValueError("one repeat has no variance")
+    freedom = units * (repeats - 1)
+    mean = values.mean(axis=1)
+    variance = ((values - mean[:, None]) ** 2).sum() / freedom
+    half = stdtrit(float(freedom), 0.975) * np.sqrt(variance / repeats)
+    return mean, mean - half, mean + half

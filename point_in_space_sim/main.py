@@ -308,6 +308,6 @@ def write_results(
         shown = {name: table for name, table in tables.items() if name != "users"}
         write_figures(run.path, **shown, caption=caption)
     page = report_page(**shown, base_model=base_model, mapper=mapper)
-    answer = results.overall(tables["summary"])
+    answer = results.answer_of(tables["summary"])
     finish_with_report(run, page, emotions=list(targets), answer=answer, sources=sources)
     return tables["summary"]

@@ -19,8 +19,9 @@ from experiment.figures import COLOURS, MARKERS, new_figure, save_figure
 from experiment.files import replace_atomically
 from experiment.statistics import mean_interval
 from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.measures import MEASURES
 from point_in_space_sim.protocols import PROTOCOLS
-from point_in_space_sim.results import comparisons, ends_of, played, published
+from point_in_space_sim.results import comparisons, overall, pick, played, published
 
 COMMENTS_SHOWN = 8
 GREY = "#666666"
@@ -45,10 +46,11 @@ def write_figures(
 ) -> None:
     """All figures as .png and .pdf, and comments.md. caption: base model, mapper and so on, named on each."""
     figures = {
-        "distances": distances_figure(comments, neighbourhoods),
+        "competition": competition_figure(summary),
+        "generations": generations_figure(generations, summary),
         "single_against_multi": single_against_multi_figure(summary, published()),
+        "distances": distances_figure(comments, neighbourhoods),
         "movement": movement_figure(comments, neighbourhoods),
-        "controls": controls_figure(summary),
         "selection": selection_figure(generations),
     }
     for name, figure in figures.items():
@@ -117,8 +119,9 @@ def single_against_multi_figure(summary: pd.DataFrame, study: pd.DataFrame) -> F
     The run's targets come first, by their reduction; below each, open marks, what the study published for it; then the
     study's other emotions, more tightly; last the means, over the run's targets and over all of the study's.
     """
-    ours = summary.sort_values("reduction_percent", ascending=False, ignore_index=True)
-    theirs = study.rename(columns={"single_100": "single_distance", "multi_3": "multi_distance"})
+    columns = ["single", "multi", "reduction_percent"]
+    ours = _wide(summary, columns).sort_values("reduction_percent", ascending=False, ignore_index=True)
+    theirs = study.rename(columns={"single_100": "single", "multi_3": "multi"})
     rest = theirs[~theirs["emotion"].isin(ours["emotion"])].sort_values("reduction_percent", ascending=False)
     shared = theirs[theirs["emotion"].isin(ours["emotion"])]
     ticks: list[tuple[float, str]] = []
@@ -139,7 +142,6 @@ def single_against_multi_figure(summary: pd.DataFrame, study: pd.DataFrame) -> F
         at += 0.55
     at += 0.35
     rules.append(at - 0.4)
-    columns = ["single_distance", "multi_distance", "reduction_percent"]
     if len(ours) > 1:
         rows.append((at, _means(ours, columns), True))
         if len(shared) > 1:
@@ -151,25 +153,17 @@ def single_against_multi_figure(summary: pd.DataFrame, study: pd.DataFrame) -> F
 
     figure, ((left, right),) = new_figure(1, 2, width=7.2, height=1.6 + 0.21 * (at + 1), sharey=True)
     for position, row, own in rows:
-        for axes, names in ((left, ("single", "multi")), (right, ("reduction",))):
-            columns_here = [f"{name}_{'percent' if name == 'reduction' else 'distance'}" for name in names]
-            axes.plot(
-                [row[column] for column in columns_here],
-                [position] * len(names),
-                color="#AAAAAA",
-                linewidth=1.0,
-                zorder=1,
-            )
-            for name, column in zip(names, columns_here, strict=True):
-                colour = "black" if name == "reduction" else colour_of(name)
-                marker = "D" if name == "reduction" else marker_of(name)
-                ends = [row.get(f"{ends_of(column)}_{end}", row[column]) for end in ("low", "high")]
+        for axes, names in ((left, ("single", "multi")), (right, ("reduction_percent",))):
+            axes.plot([row[name] for name in names], [position] * len(names), color="#AAAAAA", linewidth=1.0, zorder=1)
+            for name in names:
+                colour = colour_of(name) if name in PROTOCOLS else "black"
+                marker = marker_of(name) if name in PROTOCOLS else "D"
                 # Both of a pair have intervals: a little apart, so that none hides the other.
                 shift = {"single": -0.09, "multi": 0.09}.get(name, 0.0) * own
                 axes.errorbar(
-                    row[column],
+                    row[name],
                     position + shift,
-                    xerr=_errors(*([value] for value in (row[column], *ends))) if own else None,
+                    xerr=_errors([row[name]], [row[f"{name}_low"]], [row[f"{name}_high"]]) if own else None,
                     fmt=marker,
                     color=colour,
                     markersize=4.5 if own else 3.8,
@@ -178,7 +172,8 @@ def single_against_multi_figure(summary: pd.DataFrame, study: pd.DataFrame) -> F
                     linewidth=1.1,
                     zorder=3 if own else 2,
                 )
-    left.plot(ours["neighbourhood_distance"], np.arange(len(ours)), "|", markersize=9, color="black", zorder=2)
+    near = pick(summary, "distance", "neighbourhood").set_index("emotion")["value"]
+    left.plot(near[ours["emotion"]], np.arange(len(ours)), "|", markersize=9, color="black", zorder=2)
     right.axvline(0, color="black", linewidth=0.8)
     left.set_yticks([position for position, _ in ticks], [name for _, name in ticks], fontsize=7.5)
     for axes in (left, right):
@@ -217,14 +212,117 @@ def single_against_multi_figure(summary: pd.DataFrame, study: pd.DataFrame) -> F
     return figure
 
 
+def _wide(summary: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """A row a target: of each protocol its mean distance, and the reduction, with the ends of their intervals."""
+    table = pd.DataFrame({"emotion": summary["emotion"].unique()})
+    for name in columns:
+        said = (
+            pick(summary, "distance", name)
+            if name in PROTOCOLS
+            else pick(summary, "reduction_percent", "multi", "single")
+        ).set_index("emotion")
+        for column, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
+            table[f"{name}{suffix}"] = said.loc[table["emotion"], column].to_numpy()
+    return table
+
+
 def _means(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, float]:
     """Means of the columns over the table's rows, and the ends of Student's intervals."""
     row = {}
-    for column in columns:
-        row[column], row[f"{ends_of(column)}_low"], row[f"{ends_of(column)}_high"] = map(
-            float, mean_interval(table[column].to_numpy())
-        )
+    for name in columns:
+        ends = map(float, mean_interval(table[name].to_numpy()))
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = ends
     return row
+
+
+def competition_figure(summary: pd.DataFrame) -> Figure:
+    """A column a measure. Above: the last model of every protocol. Below: paired differences of competition to others.
+
+    Marks with bars: means over targets with 95 % intervals; dots: the targets.
+    """
+    means, protocols = overall(summary), played(summary)
+    levels = [name for name in protocols if name != "base"]
+    pairs = comparisons(protocols)
+    targets = summary["emotion"].nunique()
+    figure, (above, below) = new_figure(
+        2,
+        len(MEASURES),
+        width=7.4,
+        height=1.3 + 0.21 * (len(levels) + len(pairs)),
+        sharey="row",
+        height_ratios=[len(levels) + 0.5, len(pairs) + 1.0],
+    )
+    gaps = [0.7 * (list(dict.fromkeys(name for name, _ in pairs)).index(name)) for name, _ in pairs]
+    rows_above = [(float(i), name, "", name) for i, name in enumerate(levels)]
+    rows_below = [(i + gap, name, other, other) for i, ((name, other), gap) in enumerate(zip(pairs, gaps, strict=True))]
+    for panels, rows in ((above, rows_above), (below, rows_below)):
+        for axes, measure in zip(panels, MEASURES, strict=True):
+            for at, name, other, mark in rows:
+                own, mean = pick(summary, measure, name, other), pick(means, measure, name, other).iloc[0]
+                if targets > 1:
+                    axes.plot(own["value"], [at] * len(own), ".", color="#AAAAAA", markersize=2.5, zorder=1)
+                style: Any = {"fmt": marker_of(mark), "color": colour_of(mark), "markersize": 4.5, "linewidth": 1.3}
+                ends = _errors([mean["value"]], [mean["low"]], [mean["high"]])
+                axes.errorbar(mean["value"], at, xerr=ends, zorder=3, **style)
+            axes.grid(visible=False, axis="y")
+            axes.tick_params(axis="both", labelsize=6.5)
+    for axes, shown in zip(above, MEASURES.values(), strict=True):
+        axes.set_title(shown.short.replace(" ", "\n", 1), fontsize=8)
+    for axes, (name, shown) in zip(below, MEASURES.items(), strict=True):
+        axes.axvline(0, color="black", linewidth=0.8)
+        better = "left" if shown.better < 0 else "right"
+        axes.set_xlabel(f"{'share' if name == 'distinct' else 'L2'}; better: {better}", fontsize=7)
+    above[0].set_yticks([at for at, *_ in rows_above], [PROTOCOLS[name].short for _, name, *_ in rows_above])
+    below[0].set_yticks(
+        [at for at, *_ in rows_below],
+        [f"{PROTOCOLS[name].short} \N{MINUS SIGN} {PROTOCOLS[other].short}" for _, name, other, _ in rows_below],
+    )
+    above[0].set_ylim(len(levels) - 0.4, -0.6)
+    below[0].set_ylim(rows_below[-1][0] + 0.6, -0.6)
+    units = f"means over {targets} targets, 95 % intervals; dots: targets" if targets > 1 else "bars: 95 % intervals"
+    figure.suptitle(f"Last models above, paired differences below ({units})", fontsize=8)
+    return figure
+
+
+def generations_figure(generations: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """The measures by generation of the protocols that have several, and the single models as lines across."""
+    report = generations[generations["role"] == "report"]
+    several = [
+        name
+        for name in played(report)
+        if name != "single"
+        and (report["protocol"] == name).sum()
+        and report.loc[report["protocol"] == name, "generation"].nunique() > 1
+    ]
+    means = overall(summary)
+    singles = [name for name in ("single", "chosen", "filter", "oracle") if name in played(report)]
+    figure, (panels,) = new_figure(1, len(MEASURES), width=7.4, height=2.7)
+    for axes, (name, measure) in zip(panels, MEASURES.items(), strict=True):
+        column = {"distance": "mean_distance", "distinct": "distinct"}.get(name, f"{name}_distance")
+        for number, protocol in enumerate(several):
+            own = report[report["protocol"] == protocol].groupby(["generation", "emotion"])[column].mean().unstack()
+            mean, low, high = mean_interval(own.to_numpy())
+            at = own.index.to_numpy() + 0.06 * (number - (len(several) - 1) / 2)
+            ends = _errors(mean, low, high) if own.shape[1] > 1 else None
+            style: Any = {
+                "marker": marker_of(protocol),
+                "color": colour_of(protocol),
+                "markersize": 4,
+                "linewidth": 1.2,
+            }
+            axes.errorbar(at, mean, yerr=ends, elinewidth=0.8, label=PROTOCOLS[protocol].title, **style)
+        for protocol, dashes in zip(singles, ("-", "--", ":", "-."), strict=False):
+            level = pick(means, name, protocol)["value"].item()
+            axes.axhline(
+                level, color=colour_of(protocol), linestyle=dashes, linewidth=1.1, label=PROTOCOLS[protocol].title
+            )
+        axes.set_title(measure.short.replace(" ", "\n", 1), fontsize=8)
+        axes.set_xticks(sorted(report.loc[report["protocol"].isin(several), "generation"].unique()))
+        axes.set_xlabel("generation", fontsize=7)
+        axes.tick_params(labelsize=6.5)
+        axes.set_ylabel("share" if name == "distinct" else "L2", fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=7)
+    return figure
 
 
 def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Figure:
@@ -313,48 +411,6 @@ def _ellipse(centre: np.ndarray, covariance: np.ndarray, colour: str) -> Ellipse
     width, height = 2 * np.sqrt(INTERVAL_OF_MEAN * np.maximum(variances, 0))
     angle = np.degrees(np.arctan2(directions[1, 0], directions[0, 0]))
     return Ellipse((centre[0], centre[1]), width, height, angle=angle, facecolor=colour, alpha=0.15, linewidth=0)
-
-
-def controls_figure(summary: pd.DataFrame) -> Figure:
-    """Paired differences of the protocols that are compared with others, below 0 where they are closer."""
-    table = summary.sort_values("reduction_percent", ascending=False, ignore_index=True)
-    pairs = comparisons(played(summary))
-    names = list(dict.fromkeys(name for name, _ in pairs))
-    columns = max(sum(name == own for own, _ in pairs) for name in names)
-    several = len(table) > 1
-    figure, panels = new_figure(
-        len(names),
-        columns,
-        width=max(4.0, 0.6 + 2.2 * columns),
-        height=(1.3 + 0.26 * (len(table) + several)) * len(names),
-        sharey=True,
-        sharex=True,
-    )
-    ticks = [*map(_short, table["emotion"]), *(["mean over targets"] * several)]
-    for line, name in zip(panels, names, strict=True):
-        others = [other for own, other in pairs if own == name]
-        for axes in line[len(others) :]:
-            axes.set_visible(False)
-        for axes, other in zip(line, others, strict=False):
-            column = f"{name}_minus_{other}"
-            errors = _errors(table[column], table[f"{column}_low"], table[f"{column}_high"])
-            style: Any = {"fmt": marker_of(other), "markersize": 4.5, "linewidth": 1.2}
-            axes.errorbar(table[column], range(len(table)), xerr=errors, color=colour_of(other), **style)
-            if several:
-                mean = _means(table, [column])
-                ends = _errors(*([mean[end]] for end in (column, f"{column}_low", f"{column}_high")))
-                axes.errorbar(mean[column], len(table), xerr=ends, color="black", **style)
-                axes.axhline(len(table) - 0.5, color="#999999", linewidth=0.6)
-            axes.axvline(0, color="black", linewidth=0.8)
-            axes.set_title(f"{PROTOCOLS[name].short} minus\n{PROTOCOLS[other].short}")
-            axes.grid(visible=False, axis="y")
-        line[0].set_yticks(range(len(ticks)), ticks)
-        line[0].set_ylim(len(ticks) - 0.4, -0.6)
-    figure.supylabel("")
-    panels[-1][columns // 2].set_xlabel(
-        "difference of mean distances (L2), 95 % intervals; below 0: the first is closer"
-    )
-    return figure
 
 
 def selection_figure(generations: pd.DataFrame) -> Figure:

@@ -1,6 +1,5 @@
 """What report.html says of a run: the question, the answer, the captions, the tables and the sampled comments."""
 
-import math
 from typing import Any
 
 import pandas as pd
@@ -13,23 +12,47 @@ from experiment.report import (
     Sample,
     Table,
     Value,
-    estimates,
     format_number,
     words,
 )
 from experiment.statistics import mean_interval
+from point_in_space_sim.measures import MEASURES
 from point_in_space_sim.protocols import ALWAYS, PROTOCOLS
-from point_in_space_sim.results import comparisons, ends_of, overall, played, published
+from point_in_space_sim.results import (
+    DESCRIPTIONS,
+    comparisons,
+    headline,
+    overall,
+    pick,
+    played,
+    published,
+)
 
 COMMENTS_SHOWN = 5
 FIGURES = (
     Illustration(
+        "competition",
+        "Competition against its comparators",
+        "A column a measure. Above: the last model of every protocol. Below: differences of competition, by plus and "
+        "by comma selection, to each comparator, comment by comment. Marks: means over targets with Student's 95 % "
+        "intervals (of a single target, its own); dots: the targets. Of the three distances less is nearer; a model "
+        "that repeats itself may have a small mean distance, but a large energy distance and few distinct texts.",
+        "Dot plots of four measures for every protocol, and of paired differences between competition and the others.",
+    ),
+    Illustration(
+        "generations",
+        "Generation by generation",
+        "The measures of the kept model after each generation, means over targets with 95 % intervals; across, the "
+        "single models.",
+        "Lines of four measures by generation for each protocol that has generations.",
+    ),
+    Illustration(
         "single_against_multi",
         "One model against competing variants",
-        "Left: mean distance of fresh comments to the neighbourhood's centroid, one model tuned on all neighbours "
-        "against the last winner of the competition. Right: by how much competition reduces it. Bars: 95 % bootstrap "
-        "intervals over comments and, where there are several, seeds; of the mean, Student's over targets. Open marks: "
-        "what the study published for all of its 28 emotions, with another base model and mapper.",
+        "The study's own comparison. Left: mean distance of fresh comments to the neighbourhood's centroid, one model "
+        "tuned on all neighbours against the last winner by comma selection. Right: by how much competition reduces "
+        "it. Bars: Student's 95 % intervals, over comments or, where there are several, seeds; of the mean, over "
+        "targets. Open marks: what the study published for all of its 28 emotions, with another base model and mapper.",
         "Dot plot of the mean distance with one model and with competing variants for each target, and of the "
         "reduction in per cent.",
     ),
@@ -40,13 +63,6 @@ FIGURES = (
         "of the other protocols by generation. The grey band is the neighbourhood's own spread: a model "
         "that writes just like it would lie on it.",
         "Box plots of comments' distance to the centroid, by protocol and generation, a panel for each target.",
-    ),
-    Illustration(
-        "controls",
-        "Competition against the controls",
-        "Competition minus the single model and minus each control, comment by comment. Below 0, competition is "
-        "closer. Bars: 95 % intervals.",
-        "Dot plots of paired differences between the competition and the single model and each control.",
     ),
     Illustration(
         "movement",
@@ -68,6 +84,7 @@ FILES = (
     ("summary.csv", "the answer for each target, with intervals"),
     ("generations.csv", "a row a sample of a model"),
     ("comments.csv", "every sampled comment with its 28 probabilities and distance"),
+    ("users.csv", "who holds which comments, where the pool belongs to users"),
     ("neighbourhoods.csv", "the targets and their nearest comments"),
     ("comments.md", "more of the sampled comments, to read"),
     ("run.json", "settings, versions, hashes, times"),
@@ -87,7 +104,7 @@ def report_page(
     multi = generations[(generations["protocol"] == "multi") & (generations["role"] == "selection")]
     variants = multi.groupby(["emotion", "seed", "generation"]).size().max()
     samples = comments.groupby(["emotion", "protocol", "generation", "variant", "seed", "role"]).size().max()
-    controls = [name for name in played(summary) if name not in ALWAYS]
+    others = [name for name in played(summary) if name not in ALWAYS]
     return Page(
         experiment="point_in_space_sim",
         title="A point in emotion space",
@@ -98,15 +115,22 @@ def report_page(
             f"Base model {base_model}; the mapper {mapper} turns a comment into 28 emotion probabilities. A target's "
             f"neighbourhood is its {neighbourhoods['rank'].max()} nearest comments; the distance is that to their mean "
             f"(L2). {targets} target{'s' * (targets > 1)}, {seeds} seed{'s' * (seeds > 1)} each.",
-            "The single model is tuned on all neighbours. The competition runs "
+            "The single model is tuned on the whole pool. The competition runs "
             f"{multi['generation'].max()} generations of {variants} variants, each tuned on a part of its own; "
-            f"{samples} comments are sampled from each variant, the closest is kept and sampled again for what is "
-            "reported. Also played: "
-            + ("; ".join(PROTOCOLS[name].title for name in controls) or "nothing else")
-            + ". Every protocol's variants are tuned on as many comments.",
+            f"{samples} comments are sampled from each variant, the closest becomes the model (comma selection, the "
+            "study's) or does so only if it is closer than the model (plus selection), and is sampled again for what "
+            "is reported. Also played: "
+            + ("; ".join(PROTOCOLS[name].title for name in others) or "nothing else")
+            + ".",
         ],
         figures=FIGURES,
-        tables=[published_table(summary), summary_table(summary), generations_table(generations)],
+        tables=[
+            levels_table(summary),
+            differences_table(summary),
+            published_table(summary),
+            targets_table(summary),
+            generations_table(generations),
+        ],
         samples=sampled(comments, neighbourhoods),
         samples_note=f"The first {COMMENTS_SHOWN} comments of each reported sample of the first seed, as drawn, not "
         "picked, with their distance to the centroid. They are what a language model and strangers wrote.",
@@ -115,7 +139,7 @@ def report_page(
             "generations",
             ["protocol"],
             ["emotion", "seed"],
-            {"mean_distance": -1},
+            {"mean_distance": -1, "energy_distance": -1, "centre_distance": -1, "distinct": 1},
             where={"role": "report"},
             last="generation",
             breakdown="emotion",
@@ -124,44 +148,88 @@ def report_page(
 
 
 def answer(summary: pd.DataFrame) -> list[str]:
-    """Whether competition came closer than a single model, and than the controls."""
-    means = overall(summary)
-
-    def of(column: str) -> Estimate:
-        return _of(summary.iloc[0], column) if len(summary) == 1 else _estimate(means, column)
-
-    reduction = of("reduction_percent")
-    units = "targets"
-    if len(summary) == 1:
-        units = "seeds and comments" if summary["seeds"].iloc[0] > 1 else "comments, one seed"
-    compared = (
+    """Whether competition came closer than the best single model, and than the others, by all measures."""
+    means, protocols = overall(summary), played(summary)
+    targets = summary["emotion"].unique()
+    several = len(targets) > 1
+    on = f"{len(targets)} targets" if several else str(targets[0])
+    units = "targets" if several else "seeds" if summary["seeds"].max() > 1 else "comments, one seed"
+    first, against = headline(protocols)
+    row = pick(means, "distance", first, against).iloc[0]
+    verdict = (
         "closer than"
-        if reduction.low > 0
+        if row["high"] < 0
         else "less close than"
-        if reduction.high < 0
-        else ("neither clearly closer nor clearly farther than")
+        if row["low"] > 0
+        else "neither clearly closer nor clearly farther than"
     )
-    on = summary["emotion"].iloc[0] if len(summary) == 1 else f"{len(summary)} targets"
-    first = (
-        f"On {on}, competing variants ended {compared} a single model: mean distance "
-        f"{means['multi_distance']:.3f} against {means['single_distance']:.3f}, a reduction of {words(reduction, 1)} % "
-        f"(95 % interval over {units})."
+    lines = [
+        f"On {on}, competition ({PROTOCOLS[first].title}) ended {verdict} {_article(against)}: "
+        f"{_all_measures(means, first, against)} (first minus second, 95 % intervals over {units})."
+    ]
+    for name, other in comparisons(protocols):
+        if (name, other) != (first, against) and (name == first or other == "single"):
+            lines.append(
+                f"{PROTOCOLS[name].short} minus {PROTOCOLS[other].short}: {_all_measures(means, name, other)}."
+            )
+    base, near = (pick(means, "distance", name)["value"].item() for name in ("base", "neighbourhood"))
+    reduced = words(_estimate(pick(means, "reduction_percent", "multi", "single").iloc[0]), 1)
+    lines.append(
+        f"Comma selection, the study's, reduces the single model's mean distance by {reduced} %. For scale: the base "
+        f"model lies at {base:.3f}, the neighbourhood's own comments at {near:.3f}."
     )
-    others = [
-        f"{PROTOCOLS[name].short} minus {PROTOCOLS[other].short} {words(of(f'{name}_minus_{other}'), 3)}"
+    return lines
+
+
+def _article(protocol: str) -> str:
+    return f"the {PROTOCOLS[protocol].title}"
+
+
+def _all_measures(means: pd.DataFrame, protocol: str, against: str) -> str:
+    return "; ".join(
+        f"{measure.short} {words(_estimate(pick(means, name, protocol, against).iloc[0]), 3)}"
+        for name, measure in MEASURES.items()
+    )
+
+
+def levels_table(summary: pd.DataFrame) -> Table:
+    means = overall(summary)
+    rows: list[list[Value]] = []
+    for name in played(summary):
+        measured = [_estimate(pick(means, measure, name).iloc[0]) for measure in MEASURES]
+        described = [float(pick(means, column, name)["value"].item()) for column in DESCRIPTIONS]
+        rows.append([PROTOCOLS[name].title, *measured, *described])
+    caption = (
+        "The last model of every protocol: means over targets with 95 % intervals (of a single target, its own). "
+        "distinct pairs: share of distinct word pairs. broken: share of comments that are empty or were cut off. "
+        "copied: share that repeats a comment of the neighbourhood."
+    )
+    columns = ["protocol", *(measure.short for measure in MEASURES.values()), "distinct pairs", "broken", "copied"]
+    return Table("Protocols", caption, columns, rows, "summary.csv")
+
+
+def differences_table(summary: pd.DataFrame) -> Table:
+    means = overall(summary)
+    rows: list[list[Value]] = [
+        [f"{name} − {other}", *(_estimate(pick(means, measure, name, other).iloc[0]) for measure in MEASURES)]
         for name, other in comparisons(played(summary))
     ]
-    base, near = summary["base_distance"].mean(), summary["neighbourhood_distance"].mean()
-    scale = f"For scale: the base model lies at {base:.3f}, the neighbourhood's own comments at {near:.3f}."
-    return [first, f"Mean distances: {'; '.join(others)} (below 0, the first is closer).", scale]
+    caption = (
+        "Differences between protocols, paired comment by comment, and means over targets with 95 % intervals. Below "
+        "0, the first is closer; of distinct texts, above 0 it repeats itself less."
+    )
+    columns = ["difference", *(measure.short for measure in MEASURES.values())]
+    return Table("Differences", caption, columns, rows, "summary.csv")
 
 
 def published_table(summary: pd.DataFrame) -> Table:
     """Our means beside the study's, over the same emotions and over all of its own."""
     study, means = published(), overall(summary)
-    same = study[study["emotion"].isin(summary["emotion"])]
-    ours = [_estimate(means, column) for column in ("single_distance", "multi_distance", "reduction_percent")]
-    rows: list[list[Value]] = [["this run", len(summary), *ours]]
+    targets = summary["emotion"].unique()
+    same = study[study["emotion"].isin(targets)]
+    said = [("distance", "single", ""), ("distance", "multi", ""), ("reduction_percent", "multi", "single")]
+    ours = [_estimate(pick(means, *which).iloc[0]) for which in said]
+    rows: list[list[Value]] = [["this run", len(targets), *ours]]
     for name, table in (("the same emotions", same), ("all", study)):
         if len(table):
             columns = ("single_100", "multi_3", "reduction_percent")
@@ -176,70 +244,50 @@ def published_table(summary: pd.DataFrame) -> Table:
     return Table("Beside the published study", caption, ["source", "targets", "single", "multi", "reduction (%)"], rows)
 
 
-def summary_table(summary: pd.DataFrame) -> Table:
+def targets_table(summary: pd.DataFrame) -> Table:
+    """A row a target: the mean distance of every protocol, and the answer in all measures."""
     protocols = played(summary)
-    pairs = comparisons(protocols)
-    choosing = [name for name in protocols if f"{name}_fresh_minus_selection" in summary]
-    rows = [
-        [
-            row["emotion"],
-            *(_of(row, f"{name}_distance") for name in protocols),
-            _of(row, "reduction_percent"),
-            *(_of(row, f"{name}_minus_{other}") for name, other in pairs),
-            *(_of(row, f"{name}_fresh_minus_selection") for name in choosing),
-            row["neighbourhood_distance"],
-        ]
-        for row in summary.to_dict("records")
-    ]
+    first, against = headline(protocols)
+    rows: list[list[Value]] = []
+    for emotion, own in summary.groupby("emotion", sort=False):
+        distances = [_estimate(pick(own, "distance", name).iloc[0]) for name in protocols]
+        differences = [_estimate(pick(own, measure, first, against).iloc[0]) for measure in MEASURES]
+        curse = [_estimate(pick(own, "distance", name, "selection").iloc[0]) for name in _choosing(summary)]
+        near = pick(own, "distance", "neighbourhood")["value"].item()
+        rows.append([str(emotion), *distances, *differences, *curse, float(near)])
     columns = [
         "target",
         *protocols,
-        "reduction (%)",
-        *(f"{name} − {other}" for name, other in pairs),
-        *(f"{name}: fresh − choosing sample" for name in choosing),
+        *(f"{first} − {against}: {measure.short}" for measure in MEASURES.values()),
+        *(f"{name}: fresh − choosing sample" for name in _choosing(summary)),
         "neighbourhood",
     ]
     caption = (
         "Mean distance of fresh comments to the centroid, last model of each protocol ("
         + "; ".join(f"{name}: {PROTOCOLS[name].title}" for name in protocols if name not in PROTOCOLS[name].title)
-        + "). 95 % bootstrap intervals over comments and, where there are several, seeds; differences are paired."
+        + "), and the differences that answer the question. 95 % intervals over comments, or, where there are several, "
+        "over seeds, whose variance is pooled over the targets; differences are paired."
     )
     return Table("Targets", caption, columns, rows, "summary.csv")
 
 
+def _choosing(summary: pd.DataFrame) -> list[str]:
+    return [name for name in played(summary) if len(pick(summary, "distance", name, "selection"))]
+
+
 def generations_table(generations: pd.DataFrame) -> Table:
+    """A row a protocol and generation: means over targets, of seeds and chains together."""
     report = generations[generations["role"] == "report"]
-    rows = [
-        [
-            row["emotion"],
-            row["seed"],
-            row["protocol"],
-            row["generation"],
-            row["training_comments"],
-            Estimate(row["mean_distance"], row["interval_low"], row["interval_high"]),
-            row["centre_distance"],
-            row["distinct_2"],
-            row["broken"],
-            row["copied"],
-        ]
-        for row in report.to_dict("records")
-    ]
-    columns = [
-        "target",
-        "seed",
-        "protocol",
-        "generation",
-        "tuned on",
-        "mean distance",
-        "centre distance",
-        "distinct pairs",
-        "broken",
-        "copied",
-    ]
+    measures = ["mean_distance", "energy_distance", "centre_distance", "distinct"]
+    rows: list[list[Value]] = []
+    for (protocol, generation), own in report.groupby(["protocol", "generation"], sort=False):
+        by_target = own.groupby("emotion")[measures].mean()
+        estimates_of = [Estimate(*map(float, mean_interval(by_target[column].to_numpy()))) for column in measures]
+        rows.append([str(protocol), int(generation), float(own["training_comments"].mean()), *estimates_of])
+    columns = ["protocol", "generation", "tuned on", *(measure.short for measure in MEASURES.values())]
     caption = (
-        "Fresh samples of every kept model. tuned on: comments in that generation. centre distance: of the sample's "
-        "mean vector. distinct pairs: share of distinct word pairs. broken: share empty or cut off. copied: share that "
-        "repeats a comment of the neighbourhood."
+        "Fresh samples of every kept model, means over targets with 95 % intervals. tuned on: comments in that "
+        "generation; of the single models, the generation counts the thirds."
     )
     return Table("Generations", caption, columns, rows, "generations.csv")
 
@@ -268,10 +316,6 @@ def _sample(title: str, table: pd.DataFrame) -> Sample:
     return Sample(f"{title[0].upper()}{title[1:]} (mean {mean})", texts)
 
 
-def _of(row: Any, column: str) -> Estimate:
-    return estimates(row, column, f"{ends_of(column)}_low", f"{ends_of(column)}_high")
-
-
-def _estimate(means: dict[str, Any], column: str) -> Estimate:
-    low, high = means.get(f"{column}_interval", (math.nan, math.nan))
-    return Estimate(float(means[column]), low, high)
+def _estimate(row: Any) -> Estimate:
+    """From a row of summary.csv, or of `overall`."""
+    return Estimate(float(row["value"]), float(row["low"]), float(row["high"]))

@@ -6,30 +6,35 @@ its rows of these two tables, and of what comments.csv does not say (draws).
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from experiment.files import ROOT
 from experiment.run_folder import load_arrays, save_arrays
-from experiment.statistics import mean_interval
+from experiment.statistics import mean_interval, pooled_interval
 from experiment.tables import read_table as read_any_table
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
 from point_in_space_sim.engine.sampling import distinct_2
+from point_in_space_sim.measures import MEASURES
 from point_in_space_sim.pool import Pool
-from point_in_space_sim.protocols import PROTOCOLS, Draw, derived_seed
+from point_in_space_sim.protocols import PROTOCOLS, Draw
 from point_in_space_sim.target import Neighbourhood, distances_to
 
-RESAMPLES = 4000
 MODEL = ["emotion", "protocol", "generation", "variant", "seed", "role"]
 """The columns that name one sample of one model."""
+
+QUANTITY = ["measure", "protocol", "against"]
+"""The columns that name one estimate of summary.csv."""
+
+DESCRIPTIONS = ("distinct_2", "broken", "copied")
+"""Of a protocol's last models, without intervals."""
 
 DRAWS = ["training_comments", "kept", "broken"]
 """What comments.csv does not say of a sample and generations.csv does."""
 
-TEXT = {"text": str, "emotion": str, "protocol": str, "role": str, "writes": str}
+TEXT = dict.fromkeys(("text", "emotion", "protocol", "role", "writes", "measure", "against"), str)
 Tables = dict[str, pd.DataFrame]
 
 
@@ -155,32 +160,31 @@ def neighbourhood_table(neighbourhood: Neighbourhood, texts: Sequence[str], vect
 def generation_table(comments: pd.DataFrame, draws: pd.DataFrame, neighbourhoods: pd.DataFrame) -> pd.DataFrame:
     """generations.csv: one row a sample (a kept variant of the competition has two, one a role).
 
-    mean_distance with its 95 % bootstrap interval over comments; centre_distance: of the sample's mean vector, that is
-    how far off the centroid the model aims, apart from how much its comments spread. distinct_2: share of distinct word
-    pairs. broken: share of comments that are empty or were cut off. copied: share of comments that are one of the
-    neighbourhood's, word for word.
+    mean_distance has Student's 95 % interval over comments; the other measures stand beside it. distinct_2: share of
+    distinct word pairs. broken: share of comments that are empty or were cut off. copied: share of comments that are
+    one of the neighbourhood's, word for word.
     """
     groups = dict(list(comments.groupby(MODEL, sort=False)))
-    near = neighbourhoods[neighbourhoods["rank"] > 0]
-    centroids = near.groupby("emotion", sort=False)[list(EMOTIONS)].mean()
+    near = neighbour_vectors(neighbourhoods)
     # Samples have single spaces.
-    known = {emotion: {" ".join(text.split()) for text in own["text"]} for emotion, own in near.groupby("emotion")}
+    known = {
+        emotion: {" ".join(text.split()) for text in own["text"]}
+        for emotion, own in neighbourhoods[neighbourhoods["rank"] > 0].groupby("emotion")
+    }
     rows = []
     for row in draws.to_dict("records"):
-        key = tuple(row[column] for column in MODEL)
-        sample = groups[key]
-        distances = sample["distance"].to_numpy()
-        generator = np.random.default_rng(derived_seed(row["seed"], "interval", *map(str, key)))
-        low, high = interval(resampled_means(distances[None], *bootstrap_indices((1, len(distances)), generator)))
-        centre = sample[list(EMOTIONS)].mean() - centroids.loc[row["emotion"]]
+        sample = groups[tuple(row[column] for column in MODEL)]
+        values = measured(sample, near[row["emotion"]])
+        mean, low, high = mean_interval(values["distance"])
         rows.append(
             {
                 **{column: row[column] for column in [*MODEL, "training_comments"]},
-                "mean_distance": distances.mean(),
-                "interval_low": low,
-                "interval_high": high,
+                "mean_distance": float(mean),
+                "interval_low": float(low),
+                "interval_high": float(high),
                 "kept": row["kept"],
-                "centre_distance": float(np.linalg.norm(centre)),
+                **{f"{name}_distance": values[name].mean() for name in ("energy", "centre")},
+                "distinct": values["distinct"].mean(),
                 "distinct_2": distinct_2(sample["text"].tolist()),
                 "broken": row["broken"],
                 "copied": sample["text"].isin(known[row["emotion"]]).mean(),
@@ -189,89 +193,111 @@ def generation_table(comments: pd.DataFrame, draws: pd.DataFrame, neighbourhoods
     return pd.DataFrame(rows).round(6)
 
 
-def bootstrap_indices(shape: tuple[int, ...], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of seeds (RESAMPLES, seeds) and of comments (RESAMPLES, seeds, n) for a two-level bootstrap.
-
-    Arrays that are resampled by the same indices are resampled in pairs.
-    """
-    seeds = generator.integers(shape[0], size=(RESAMPLES, shape[0]))
-    return seeds, generator.integers(shape[1], size=(RESAMPLES, *shape))
-
-
-def resampled_means(values: np.ndarray, seeds: np.ndarray, comments: np.ndarray) -> np.ndarray:
-    """Means (resamples,) of values (seeds, n) resampled by bootstrap_indices.
-
-    Seeds drawn with replacement from S vary less than the seeds they stand for, by (S - 1) / S: their part of the
-    deviation from the mean is stretched by the root of its inverse (Davison and Hinkley, 1997, section 3.8). With one
-    seed there is none, and the interval is over comments alone.
-    """
-    drawn = values[seeds[:, :, None], comments].mean(axis=(1, 2))
-    if len(values) == 1:
-        return drawn
-    between = values.mean(axis=1)[seeds].mean(axis=1)
-    stretch = np.sqrt(len(values) / (len(values) - 1))
-    return drawn + (stretch - 1) * (between - values.mean())
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of bootstrap values."""
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def summary_row(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhood: pd.DataFrame) -> dict[str, object]:
-    """summary.csv's row of one target, from its rows of the other tables.
-
-    All distances are means over fresh (report) samples of the protocols' last models. Intervals: 95 %, bootstrap over
-    seeds and, within them, comments. The protocols' reported samples share their random streams, comment by comment,
-    so they are resampled together (paired).
-    """
-    seeds = sorted(comments["seed"].unique())
-    report = comments[comments["role"] == "report"]
-    last = report.groupby("protocol", sort=False)["generation"].max().to_dict()
-
-    def distances(protocol: str, role: str = "report") -> np.ndarray:
-        """(seeds, n) of the protocol's last kept model."""
-        rows = comments[(comments["protocol"] == protocol) & (comments["generation"] == last[protocol])]
-        rows = rows[rows["role"] == role]
-        if role == "selection":
-            kept = generations[(generations["role"] == "selection") & generations["kept"]]
-            rows = rows.merge(kept[MODEL], on=MODEL)
-        return np.stack([rows.loc[rows["seed"] == seed, "distance"].to_numpy() for seed in seeds])
-
-    observed = {protocol: distances(protocol) for protocol in last}
-    emotion = str(comments["emotion"].iloc[0])
-    generator = np.random.default_rng(derived_seed(int(seeds[0]), emotion, "summary"))
-    drawn_seeds, drawn_comments = bootstrap_indices(observed["multi"].shape, generator)
-    means = {protocol: values.mean() for protocol, values in observed.items()}
-    resampled = {
-        protocol: resampled_means(values, drawn_seeds, drawn_comments) for protocol, values in observed.items()
+def neighbour_vectors(neighbourhoods: pd.DataFrame) -> dict[str, np.ndarray]:
+    """By target, its neighbours' vectors (k, 28)."""
+    near = neighbourhoods[neighbourhoods["rank"] > 0]
+    return {
+        str(emotion): own[list(EMOTIONS)].to_numpy(np.float64) for emotion, own in near.groupby("emotion", sort=False)
     }
-    row: dict[str, Any] = {"emotion": emotion, "seeds": len(seeds)}
 
-    def put(name: str, value: float, drawn: np.ndarray) -> None:
-        row[name] = value
-        row[f"{ends_of(name)}_low"], row[f"{ends_of(name)}_high"] = interval(drawn)
 
-    for protocol in last:
-        put(f"{protocol}_distance", means[protocol], resampled[protocol])
-    put("reduction_percent", reduction(means), reduction(resampled))
-    for protocol, other in comparisons(list(last)):
-        put(f"{protocol}_minus_{other}", means[protocol] - means[other], resampled[protocol] - resampled[other])
-    # The sample that chose the winner, beside the fresh one of the same model: comments are not paired, seeds are.
-    for protocol in comments.loc[comments["role"] == "selection", "protocol"].unique():
-        selection = distances(protocol, "selection")
-        row[f"{protocol}_selection_distance"] = selection.mean()
-        _, own_comments = bootstrap_indices(selection.shape, generator)
-        difference = resampled[protocol] - resampled_means(selection, drawn_seeds, own_comments)
-        put(f"{protocol}_fresh_minus_selection", means[protocol] - selection.mean(), difference)
-    row["neighbourhood_distance"] = neighbourhood.loc[neighbourhood["rank"] > 0, "distance"].mean()
-    final = generations[generations["role"] == "report"]
-    for protocol in last:
-        own = final[(final["protocol"] == protocol) & (final["generation"] == last[protocol])]
-        for column in ("distinct_2", "broken", "copied"):
-            row[f"{protocol}_{column}"] = own[column].mean()
-    return row
+def measured(sample: pd.DataFrame, near: np.ndarray) -> dict[str, np.ndarray]:
+    """By measure, the comments' values (n,). near: the neighbourhood's vectors (k, 28)."""
+    vectors, texts = sample[list(EMOTIONS)].to_numpy(np.float64), sample["text"].tolist()
+    values = {name: measure.values(vectors, texts, near) for name, measure in MEASURES.items()}
+    return values | {"distance": sample["distance"].to_numpy()}  # before the probabilities were rounded
+
+
+def summary_table(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame) -> pd.DataFrame:
+    """summary.csv: rows of (emotion, measure, protocol, against), with the value and the ends of its 95 % interval.
+
+    Values are of fresh (report) samples of a protocol's last model, of several chains their mean; with `against`, a
+    difference to another protocol, paired comment by comment, since reported samples share their random streams.
+    Against "selection": to the sample that chose the model (winner's curse). reduction_percent: by how many per cent
+    competition's distance is less than the single model's. Intervals: with one seed over comments; with several over
+    seeds, whose variance is pooled over the targets (statistics.pooled_interval). The neighbourhood's own mean distance
+    and DESCRIPTIONS have none.
+    """
+    near = neighbour_vectors(neighbourhoods)
+    report = comments[comments["role"] == "report"]
+    last = {name: report.loc[report["protocol"] == name, "generation"].max() for name in played(report)}
+    emotions, seeds = list(dict.fromkeys(comments["emotion"])), sorted(comments["seed"].unique())
+    final = report[report["generation"] == report["protocol"].map(last)]
+    samples = {
+        key: measured(own, near[key[0]]) for key, own in final.groupby(["emotion", "seed", "protocol", "variant"])
+    }
+    by_protocol: dict[str, dict[tuple[str, int], list[dict[str, np.ndarray]]]] = {}
+    for (emotion, seed, protocol, _), values in samples.items():
+        by_protocol.setdefault(protocol, {}).setdefault((emotion, seed), []).append(values)
+
+    def values_of(protocol: str, measure: str) -> np.ndarray:
+        """(targets, seeds, n)."""
+        own = by_protocol[protocol]
+        return np.array([[np.mean([v[measure] for v in own[e, s]], axis=0) for s in seeds] for e in emotions])
+
+    rows: list[pd.DataFrame] = []
+
+    def put(measure: str, protocol: str, against: str, values: np.ndarray) -> None:
+        ends = mean_interval(values[:, 0]) if len(seeds) == 1 else pooled_interval(values.mean(axis=2))
+        rows.append(_rows(emotions, measure, protocol, against, len(seeds), *ends))
+
+    for measure in MEASURES:
+        for protocol in last:
+            put(measure, protocol, "", values_of(protocol, measure))
+        for protocol, other in comparisons(list(last)):
+            put(measure, protocol, other, values_of(protocol, measure) - values_of(other, measure))
+    put(
+        "reduction_percent",
+        "multi",
+        "single",
+        reduction(values_of("single", "distance"), values_of("multi", "distance")),
+    )
+    selection = comments[comments["role"] == "selection"]
+    kept = generations.loc[(generations["role"] == "selection") & generations["kept"], MODEL]
+    for protocol in played(selection):
+        own = selection[(selection["protocol"] == protocol) & (selection["generation"] == last[protocol])].merge(kept)
+        chose = {key: rows["distance"].to_numpy() for key, rows in own.groupby(["emotion", "seed"])}
+        # Its comments are others than the fresh ones: differences of any pairs have the right mean and variance.
+        fresh = values_of(protocol, "distance")
+        put("distance", protocol, "selection", fresh - np.array([[chose[e, s] for s in seeds] for e in emotions]))
+    none = np.full(len(emotions), np.nan)
+    own_distance = neighbourhoods[neighbourhoods["rank"] > 0].groupby("emotion")["distance"].mean()
+    rows.append(_rows(emotions, "distance", "neighbourhood", "", 1, own_distance[emotions].to_numpy(), none, none))
+    described = generations[
+        (generations["role"] == "report") & (generations["generation"] == generations["protocol"].map(last))
+    ]
+    for name in DESCRIPTIONS:
+        for protocol in last:
+            means = described[described["protocol"] == protocol].groupby("emotion")[name].mean()
+            rows.append(_rows(emotions, name, protocol, "", len(seeds), means[emotions].to_numpy(), none, none))
+    table = pd.concat(rows, ignore_index=True)
+    table["emotion"] = pd.Categorical(table["emotion"], emotions)
+    table = table.sort_values("emotion", kind="stable", ignore_index=True).astype({"emotion": str})
+    return table.astype({"emotion": object}).round(6)
+
+
+def _rows(
+    emotions: Sequence[str],
+    measure: str,
+    protocol: str,
+    against: str,
+    seeds: int,
+    value: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> pd.DataFrame:
+    named = {"emotion": emotions, "measure": measure, "protocol": protocol, "against": against, "seeds": seeds}
+    return pd.DataFrame(named | {"value": value, "low": low, "high": high})
+
+
+def reduction(single: np.ndarray, multi: np.ndarray) -> np.ndarray:
+    """100 (mean single - mean multi) / mean single, a comment's number each, as in measures.py.
+
+    Distances (targets, seeds, n); means over seeds and comments of a target.
+    """
+    of_single, of_multi = (values.mean(axis=(1, 2), keepdims=True) for values in (single, multi))
+    change = multi - of_multi - (single - of_single) * of_multi / of_single
+    return 100 * (of_single - of_multi - change) / of_single
 
 
 def comparisons(protocols: Sequence[str]) -> list[tuple[str, str]]:
@@ -279,68 +305,65 @@ def comparisons(protocols: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, other) for name in protocols for other in PROTOCOLS[name].against if other in protocols]
 
 
-def reduction(distances: "dict[str, Any]") -> Any:
-    """By how many per cent competition's distance is less than the single model's; numbers or arrays by protocol."""
-    return 100 * (distances["single"] - distances["multi"]) / distances["single"]
+def pick(table: pd.DataFrame, measure: str, protocol: str, against: str = "") -> pd.DataFrame:
+    """The rows of summary.csv, or of `overall`, that say this."""
+    said = (table["measure"] == measure) & (table["protocol"] == protocol) & (table["against"] == against)
+    return table[said].reset_index(drop=True)
 
 
-def ends_of(column: str) -> str:
-    """What the columns with the ends of an estimate's interval begin with."""
-    return column.removesuffix("_distance").removesuffix("_percent")
+def overall(summary: pd.DataFrame) -> pd.DataFrame:
+    """summary.csv's rows as means over targets, with Student's 95 % intervals, targets as the units.
 
-
-def summary_table(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame) -> pd.DataFrame:
-    """summary.csv: one row a target."""
+    Of a single target, its own rows.
+    """
     rows = []
-    for emotion, own in comments.groupby("emotion", sort=False):
-        rows.append(
-            summary_row(
-                own,
-                generations[generations["emotion"] == emotion],
-                neighbourhoods[neighbourhoods["emotion"] == emotion],
-            )
-        )
-    return pd.DataFrame(rows).round(6)
+    for key, own in summary.groupby(QUANTITY, sort=False):
+        mean, low, high = (float(end) for end in mean_interval(own["value"].to_numpy()))
+        if len(own) == 1:
+            mean, low, high = own[["value", "low", "high"]].iloc[0]
+        rows.append([*key, len(own), mean, low, high])
+    return pd.DataFrame(rows, columns=[*QUANTITY, "targets", "value", "low", "high"]).round(6)
 
 
-def answers(summary: pd.DataFrame) -> list[str]:
-    """summary.csv's columns that are estimates with an interval."""
-    return [column for column in summary if f"{ends_of(column)}_low" in summary]
-
-
-def overall(summary: pd.DataFrame) -> dict[str, object]:
-    """The answer over all targets: means with 95 % t-intervals (targets as the units; none for a single target)."""
-    answer: dict[str, object] = {"targets": len(summary)}
-    for column in answers(summary):
-        values = summary[column].to_numpy()
-        answer[column] = round(float(values.mean()), 4)
-        if len(values) > 1:
-            answer[f"{column}_interval"] = [round(float(end), 4) for end in mean_interval(values)[1:]]
-    return answer
+def answer_of(summary: pd.DataFrame) -> dict[str, list[float | None]]:
+    """For run.json: what was measured -> value and ends of its interval."""
+    return {
+        f"{row.measure} {row.protocol}" + (f" - {row.against}" if row.against else ""): [
+            None if np.isnan(end) else round(float(end), 4) for end in (row.value, row.low, row.high)
+        ]
+        for row in overall(summary).itertuples()
+        if row.measure not in DESCRIPTIONS
+    }
 
 
 def answer_in_words(summary: pd.DataFrame) -> str:
     """One sentence: what competition came to."""
-    mean = summary[answers(summary)].mean()
-    if len(summary) == 1:
-        on, low, high = summary["emotion"][0], summary["reduction_low"][0], summary["reduction_high"][0]
-    else:
-        on, (low, high) = f"{len(summary)} targets", mean_interval(summary["reduction_percent"].to_numpy())[1:]
-    others = [
-        f"{PROTOCOLS[name].short} {mean[f'{name}_distance']:.3f}"
+    means = overall(summary)
+    targets = summary["emotion"].unique()
+    on = targets[0] if len(targets) == 1 else f"{len(targets)} targets"
+    distances = ", ".join(
+        f"{PROTOCOLS[name].short} {pick(means, 'distance', name)['value'].item():.3f}"
         for name in played(summary)
-        if name not in ("base", "single", "multi")
-    ]
-    first = (
-        f"{on}: distance {mean['single_distance']:.3f} with one model, {mean['multi_distance']:.3f} with competing "
-        f"variants, {mean['reduction_percent']:.1f} % [{low:.1f}, {high:.1f}] less"
+        if name != "base"
     )
-    return "; ".join([first, *([", ".join(others)] if others else [])])
+    first, against = headline(played(summary))
+    row = pick(means, "distance", first, against).iloc[0]
+    return (
+        f"{on}: mean distance {distances}; {PROTOCOLS[first].short} minus {PROTOCOLS[against].short} "
+        f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    )
 
 
-def played(summary: pd.DataFrame) -> list[str]:
-    """The protocols of a run, in the registry's order."""
-    return [name for name in PROTOCOLS if f"{name}_distance" in summary]
+def headline(protocols: Sequence[str]) -> tuple[str, str]:
+    """The comparison that answers the question: the better rule against the better single model, of those played."""
+    rule = "multi_plus" if "multi_plus" in protocols else "multi"
+    return rule, "chosen" if "chosen" in protocols else "single"
+
+
+def played(table: pd.DataFrame) -> list[str]:
+    """The protocols of a table, in the registry's order."""
+    held = set(table["protocol"])
+    return [name for name in PROTOCOLS if name in held]
 
 
 def published() -> pd.DataFrame:
@@ -349,10 +372,11 @@ def published() -> pd.DataFrame:
     Columns: emotion, neighbourhood, single_33, single_66, single_100, multi_1, multi_2, multi_3, reduction_percent.
     """
     table = pd.read_csv(ROOT / "data" / "study" / "point_in_space.csv")
-    table["reduction_percent"] = reduction({"single": table["single_100"], "multi": table["multi_3"]})
+    table["reduction_percent"] = 100 * (table["single_100"] - table["multi_3"]) / table["single_100"]
     return table
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     """A run's table, every number exactly, and texts as they are."""
-    return read_any_table(folder, name, keep_default_na=False, dtype=TEXT)
+    nothing = {column: [""] for column in ("low", "high")}
+    return read_any_table(folder, name, keep_default_na=False, na_values=nothing, dtype=TEXT)

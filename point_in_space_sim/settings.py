@@ -116,7 +116,8 @@ def check_settings(settings: Settings) -> None:
         with naming(f"--target-emotions {settings.target_emotions!r}"):
             parse_mixture(settings.target_emotions)
     check_range("--contamination", settings.contamination, 0, 1)
-    check_range("--num-users", settings.num_users, 1, settings.neighbours)
+    if has_users(settings):
+        check_range("--num-users", settings.num_users, 1, settings.neighbours)
     if round(settings.contamination * settings.num_users) >= settings.num_users:
         raise InputError(f"--contamination {settings.contamination:g}: leaves no user on target; choose less")
     by_user = settings.deal == "user"

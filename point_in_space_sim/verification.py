@@ -20,7 +20,7 @@ from point_in_space_sim.engine.assets import MINILM_WHEEL, wheel_cache
 from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, smollm2_cache, weights_hash
 from point_in_space_sim.mapper import EMBEDDED_FOLDER, classifier_hash, embedded_hash
 from point_in_space_sim.protocols import PROTOCOLS
-from point_in_space_sim.results import DRAWS, MODEL, generation_table, overall, read_table, summary_table
+from point_in_space_sim.results import DRAWS, MODEL, QUANTITY, answer_of, generation_table, read_table, summary_table
 from point_in_space_sim.target import slug
 
 # A probability is written with four decimals, so both ends of a distance move by up to half a unit in each dimension.
@@ -40,13 +40,14 @@ def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
     differences += _compare("generations.csv", generations, recomputed, MODEL, "comments.csv")
     differences += check_kept(comments, generations, nearby, record["choose_by"])
     recomputed = summary_table(comments, generations, nearby)
-    differences += _compare("summary.csv", summary, recomputed, ["emotion"], "comments.csv")
-    if record["answer"] != json.loads(json.dumps(overall(summary))):
+    differences += _compare("summary.csv", summary, recomputed, ["emotion", *QUANTITY], "comments.csv")
+    if record["answer"] != json.loads(json.dumps(answer_of(summary))):
         differences.append("run.json: its answer is not that of summary.csv")
     differences += check_adapters(folder, generations)
     more, unchecked = check_sources(record)
     if (folder / "training").exists():
-        differences += check_training(folder, generations, nearby)
+        has_users = record["deal"] == "user" or record["contamination"] > 0
+        differences += check_training(folder, generations, read_table(folder, "users") if has_users else nearby)
     else:
         unchecked.append("training: what variants were tuned on is not here")
     return differences + more, unchecked
@@ -140,10 +141,14 @@ def check_adapters(folder: Path, generations: pd.DataFrame) -> list[str]:
     return differences
 
 
-def check_training(folder: Path, generations: pd.DataFrame, nearby: pd.DataFrame) -> list[str]:
-    """What a variant was tuned on: as many comments as generations.csv says, all of the neighbourhood."""
+def check_training(folder: Path, generations: pd.DataFrame, pools: pd.DataFrame) -> list[str]:
+    """What a variant was tuned on: as many comments as generations.csv says, all of the target's pool.
+
+    pools: users.csv, or neighbourhoods.csv where there are no users.
+    """
     differences = []
-    members = {emotion: set(own["text"]) for emotion, own in nearby[nearby["rank"] > 0].groupby("emotion")}
+    pools = pools[pools["rank"] > 0] if "rank" in pools else pools
+    members = {emotion: set(own["text"]) for emotion, own in pools.groupby("emotion")}
     tuned = generations[generations["training_comments"] > 0]
     for row in tuned.drop_duplicates(["emotion", "seed", "protocol", "generation", "variant"]).itertuples():
         # An average has no variant of its own: it counts the comments of all that were averaged.
@@ -158,7 +163,7 @@ def check_training(folder: Path, generations: pd.DataFrame, nearby: pd.DataFrame
             differences.append(f"training/{path.name}: cannot be read ({type(error).__name__})")
             continue
         if len(texts) != row.training_comments or not members[row.emotion].issuperset(texts):
-            differences.append(f"training/{pattern}: not {row.training_comments} comments of the neighbourhood")
+            differences.append(f"training/{pattern}: not {row.training_comments} comments of the pool")
     return differences
 
 

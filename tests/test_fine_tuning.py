@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from experiment.errors import InputError
@@ -27,10 +27,10 @@ from point_in_space_sim.engine.fine_tuning import (
     tune,
     write_chat_jsonl,
 )
-from point_in_space_sim.engine.layers import run_layers
-from point_in_space_sim.engine.recipes import Averaged, Request, Tuned
+from point_in_space_sim.engine.layers import run_layers, use_low_rank_products
+from point_in_space_sim.engine.recipes import Averaged, Request, Tuned, name_of
 from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
-from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfil
+from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfilment
 from point_in_space_sim.mapper import load_mapper
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama, save_tiny_world
 
@@ -318,9 +318,20 @@ def engine(world, tmp_path):
         tuning=TuningSettings(layers=2, rank=2, epochs=2, batch_size=2),
         sampling=SamplingSettings(max_new_tokens=6),
         samples=3,
-        scratch=tmp_path / "scratch",
-        kept=tmp_path / "kept",
     )
+
+
+def fulfilled(engine, mapper, folder, requests, **options):
+    """All samples of the requests, each with its owner, by their owner, model and seed."""
+    drawn = {}
+    with fulfilment(engine, mapper, folder / "scratch", folder / "kept", **options) as fulfil:
+        finished = list(fulfil(requests))
+        while len(finished) < len(requests):
+            finished += fulfil([])
+    assert sorted(map(id, (order[1] for order, _ in finished))) == sorted(id(request) for _, request in requests)
+    for (owner, _), samples in finished:
+        drawn |= {(owner, *key): sample for key, sample in samples.items()}
+    return drawn
 
 
 def requests_of(number):
@@ -328,46 +339,84 @@ def requests_of(number):
     pool = POOLS[number]
     first = Tuned(pool[:2], None, number, pool)
     second = Tuned(pool[1:], first, number, pool)
-    return [Request(second, (7, 8), (f"game-{number}",)), Request(Averaged((first, second)), (7,)), Request(None, (7,))]
+    requests = [Request(first), Request(second, (7, 8), (f"game-{number}",))]
+    requests += [Request(Averaged((first, second)), (7,)), Request(None, (7,))]
+    return [(f"game-{number}", request) for request in requests]
 
 
-def test_games_in_one_call_are_the_games_alone(engine, mapper, tmp_path):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_games_in_one_call_are_the_games_alone(engine, mapper, tmp_path, jobs):
     """The same texts and vectors, the same kept weights; and every model's cost is told once."""
     told = []
-    together = fulfil(engine, mapper, requests_of(0) + requests_of(1), advance=told.append)
-    # 2 texts x 2 epochs and 6 samples; 3 samples of the average; the base model is one for both.
-    assert sorted(told) == sorted([4 + 6, 3, 4 + 6, 3, 3])
-    alone = {}
+    together = fulfilled(engine, mapper, tmp_path, requests_of(0) + requests_of(1), jobs=jobs, advance=told.append)
+    # Each game: 2 texts x 2 epochs; the same and 6 samples; 3 samples of the average; 3 of the base model.
+    assert sorted(told) == sorted([4, 4 + 6, 3, 3] * 2)
+    assert len(together) == 8
     for number in (1, 0):
-        own = replace(engine, scratch=tmp_path / f"scratch-{number}", kept=tmp_path / f"kept-{number}")
-        alone |= fulfil(own, mapper, requests_of(number))
-        weights = [(folder / f"game-{number}" / "adapter_model.safetensors") for folder in (engine.kept, own.kept)]
-        assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert together.keys() == alone.keys() and len(together) == 7
-    for key, sample in together.items():
-        assert sample.texts == alone[key].texts and len(sample.texts) == 3
-        np.testing.assert_array_equal(sample.vectors, alone[key].vectors)
-        np.testing.assert_array_equal(sample.vectors, mapper(sample.texts))
+        alone = fulfilled(engine, mapper, tmp_path / "alone", requests_of(number))
+        folders = [tmp_path / "kept", tmp_path / "alone" / "kept"]
+        weights = [(folder / f"game-{number}" / "adapter_model.safetensors").read_bytes() for folder in folders]
+        assert weights[0] == weights[1]
+        for key, sample in alone.items():
+            assert sample.texts == together[key].texts and len(sample.texts) == 3
+            np.testing.assert_array_equal(sample.vectors, together[key].vectors)
+            np.testing.assert_array_equal(sample.vectors, mapper(sample.texts))
 
 
-def test_nothing_is_made_twice(engine, mapper):
-    first = fulfil(engine, mapper, requests_of(0))
-    made = {path: path.stat().st_mtime_ns for path in engine.scratch.rglob("*.safetensors")}
+def test_nothing_is_made_twice_and_what_is_lost_is_made_again(engine, mapper, tmp_path):
+    first = fulfilled(engine, mapper, tmp_path, requests_of(0))
+    weights = {path: path.read_bytes() for path in tmp_path.rglob("scratch/**/*.safetensors")}
+    made = {path: path.stat().st_mtime_ns for path in weights}
     assert len(made) == 3
     told = []
-    again = fulfil(engine, mapper, requests_of(0), advance=told.append)
-    assert told == [] and {key: sample.texts for key, sample in again.items()} == {
-        key: sample.texts for key, sample in first.items()
-    }
+    again = fulfilled(engine, mapper, tmp_path, requests_of(0), advance=told.append)
+    assert set(told) == {0} and {k: s.texts for k, s in again.items()} == {k: s.texts for k, s in first.items()}
     # A further sample of a model that is there costs its sampling alone.
-    fulfil(engine, mapper, [Request(requests_of(0)[0].model, (9,))], advance=told.append)
-    assert told == [3]
-    assert {path: path.stat().st_mtime_ns for path in engine.scratch.rglob("*.safetensors")} == made
+    (owner, request) = requests_of(0)[1]
+    told.clear()
+    fulfilled(engine, mapper, tmp_path, [(owner, Request(request.model, (9,)))], advance=told.append)
+    assert told == [3] and {path: path.stat().st_mtime_ns for path in made} == made
+    # Damaged weights, also of a model that others start from.
+    for path in weights:
+        path.write_bytes(path.read_bytes()[:100])
+    fulfilled(engine, mapper, tmp_path, [(owner, Request(request.model, (10,)))])
+    own = tmp_path / "scratch" / owner / "models" / request.model.name / "adapter_model.safetensors"
+    assert own.read_bytes() == weights[own]
 
 
-def test_the_base_model_is_left_as_it_was(engine, mapper):
+def test_owners_are_served_in_their_order_and_the_longest_request_first(engine, mapper, tmp_path):
+    order = []
+    with fulfilment(engine, mapper, tmp_path / "scratch", tmp_path / "kept") as fulfil:
+        requests = [*requests_of(1), *requests_of(0)]
+        finished = fulfil(requests)
+        while finished:
+            order += [(owner, name_of(request.model)) for (owner, request), _ in finished]
+            finished = fulfil([])
+    assert [owner for owner, _ in order] == ["game-1"] * 4 + ["game-0"] * 4
+    assert order[0] == ("game-1", requests_of(1)[1][1].model.name)  # tuned and sampled twice; its start on the way
+
+
+def test_low_rank_products_are_those_of_peft(base):
+    """Loss and gradients of a LoRA layer with its own products, against PEFT's forward and autograd; also with bias."""
+    generator = torch.Generator().manual_seed(0)
+    frozen = torch.nn.Linear(12, 7)
+    model = get_peft_model(torch.nn.Sequential(frozen), LoraConfig(r=3, lora_alpha=6, target_modules=["0"]))
+    (a,), (b,) = ([p for n, p in model.named_parameters() if f"lora_{name}" in n] for name in "AB")
+    b.data = torch.randn(b.shape, generator=generator)
+    x = torch.randn(2, 5, 12, generator=generator, requires_grad=True)
+    found = []
+    for own in (False, True):
+        if own:
+            use_low_rank_products(model)
+        out = model(x)
+        found.append([out, *torch.autograd.grad(out.sin().sum(), [x, a, b])])
+    for theirs, ours in zip(*found, strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-5)
+
+
+def test_the_base_model_is_left_as_it_was(engine, mapper, tmp_path):
     base = cached_base_model(engine.base_model, "cpu", PROMPT)
     before = {name: weight.clone() for name, weight in base.model.named_parameters()}
-    fulfil(engine, mapper, requests_of(1))
+    fulfilled(engine, mapper, tmp_path, requests_of(1))
     assert all(torch.equal(weight, before[name]) for name, weight in base.model.named_parameters())
     assert not any(weight.requires_grad for weight in base.model.parameters())

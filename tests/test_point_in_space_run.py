@@ -20,12 +20,13 @@ from point_in_space_sim import run as run_module
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine import variants
 from point_in_space_sim.protocols import PROTOCOLS, Draw, Protocol
-from point_in_space_sim.results import read_table
+from point_in_space_sim.results import pick, read_table
 from tests.tiny_models import save_tiny_corpus, save_tiny_world, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("comments", "generations", "neighbourhoods", "summary")
-FIGURES = ("distances", "single_against_multi", "movement", "controls", "selection")
+FIGURES = ("competition", "generations", "single_against_multi", "distances", "movement", "selection")
+OFFERED = [name for name in PROTOCOLS if name != "oracle"]  # which is the single model, where nobody is off target
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +98,10 @@ def content(folder):
 def test_files_of_a_run(finished):
     folder, printed = finished
     lines = printed.splitlines()
-    assert lines[0].startswith("joy; 1 seed; single, multi (2 x 3), sequential, averaged; ")
+    played = "single, chosen, filter, multi (2 x 3), multi_plus, random_pick, averaged"
+    assert lines[0].startswith(f"joy; 1 seed; {played}; ")
     assert "about" in lines[0]
-    assert f"results in {folder}: joy: distance" in lines[-1]
+    assert f"results in {folder}: joy: mean distance" in lines[-1] and "plus minus chosen" in lines[-1]
     for name in TABLES:
         assert (folder / f"{name}.csv").is_file()
     for name in FIGURES:
@@ -116,13 +118,13 @@ def test_files_of_a_run(finished):
     }
     record = json.loads((folder / "run.json").read_text())
     assert record["emotions"] == ["joy"] and record["neighbours"] == 20 and record["epochs"] == 2
-    assert record["protocols"] == list(PROTOCOLS)
+    assert record["protocols"] == OFFERED
     prompt = "<|im_start|>user\nWrite a Reddit comment.<|im_end|>\n<|im_start|>assistant\n"
     assert record["rendered_prompt"] == prompt
     for name in ("base_model_sha256", "mapper_sha256", "corpus_sha256"):
         assert len(record[name]) == 64
     page = (folder / "comments.md").read_text()
-    assert page.count("mean ") == 6 and "## joy" in page
+    assert page.count("mean ") >= 8 and "## joy" in page
 
 
 def test_comments_and_their_distances(finished):
@@ -139,8 +141,9 @@ def test_comments_and_their_distances(finished):
         *EMOTIONS,
         "distance",
     ]
-    # base; three single; (three chosen from, one report) x 2 generations; two controls x 2.
-    assert len(comments) == 5 * (1 + 3 + 2 * 4 + 2 * 2)
+    # base; three single; three to choose from and one; filter; (three variants, one report) x 2 generations, with the
+    # incumbent by plus selection; three chains x 2; average x 2.
+    assert len(comments) == 5 * (1 + 3 + 4 + 1 + 2 * 4 + 2 * 5 + 2 * 3 + 2)
     centroid = near.loc[near["rank"] > 0, list(EMOTIONS)].mean().to_numpy()
     distances = np.linalg.norm(comments[list(EMOTIONS)].to_numpy() - centroid, axis=1)
     assert comments["distance"].to_numpy() == pytest.approx(distances, abs=1e-3)
@@ -153,7 +156,7 @@ def test_comments_and_their_distances(finished):
 def test_generations_and_summary(finished):
     folder, _ = finished
     comments, generations = read_table(folder, "comments"), read_table(folder, "generations")
-    summary = read_table(folder, "summary").iloc[0]
+    summary = read_table(folder, "summary")
     assert (generations["interval_low"] <= generations["mean_distance"]).all()
     assert (generations["mean_distance"] <= generations["interval_high"]).all()
     multi = generations[generations["protocol"] == "multi"]
@@ -167,10 +170,17 @@ def test_generations_and_summary(finished):
         rows = comments[(comments["protocol"] == protocol) & (comments["generation"] == generation)]
         return rows.loc[rows["role"] == "report", "distance"].mean()
 
-    assert summary["single_distance"] == pytest.approx(mean("single", 3), abs=1e-5)
-    assert summary["multi_distance"] == pytest.approx(mean("multi", 2), abs=1e-5)
-    assert summary["reduction_percent"] == pytest.approx(100 * (1 - mean("multi", 2) / mean("single", 3)), abs=1e-3)
-    assert summary["multi_minus_averaged"] == pytest.approx(mean("multi", 2) - mean("averaged", 2), abs=1e-5)
+    def said(*which):
+        return pick(summary, *which)["value"].item()
+
+    assert said("distance", "single") == pytest.approx(mean("single", 3), abs=1e-5)
+    assert said("distance", "multi") == pytest.approx(mean("multi", 2), abs=1e-5)
+    reduced = 100 * (1 - mean("multi", 2) / mean("single", 3))
+    assert said("reduction_percent", "multi", "single") == pytest.approx(reduced, abs=1e-3)
+    for other, generation in (("averaged", 2), ("random_pick", 2), ("chosen", 1), ("filter", 1)):
+        difference = mean("multi_plus", 2) - mean(other, generation)
+        assert said("distance", "multi_plus", other) == pytest.approx(difference, abs=1e-5)
+    assert (summary["low"].isna() | (summary["low"] <= summary["value"])).all()
 
 
 def test_training_files_and_kept_adapters(finished, world):
@@ -180,17 +190,17 @@ def test_training_files_and_kept_adapters(finished, world):
     folder, _ = finished
     corpus = set(pd.read_csv(world / "corpus.csv")["text"])
     files = sorted((folder / "training").glob("*.jsonl"))
-    assert len(files) == 3 + 2 * 3 + 2 * 1 + 2 * 3
+    of_incumbents = [path for path in files if path.name.endswith("-variant-0.jsonl")]
+    assert len(files) - len(of_incumbents) == 3 + 3 + 1 + 2 * 3 + 2 * 3 + 2 * 3 + 2 * 3
     for path in files:
         for line in path.read_text(encoding="utf-8").splitlines():
             user, assistant = json.loads(line)["messages"]
             assert (user["role"], user["content"]) == ("user", "Write a Reddit comment.")
             assert assistant["role"] == "assistant" and assistant["content"] in corpus
     kept = {path.name for path in (folder / "adapters").iterdir()}
-    assert kept == {
-        *(f"joy-seed-0-single-{third}" for third in (1, 2, 3)),
-        *(f"joy-seed-0-{protocol}-{i}" for protocol in ("multi", "sequential", "averaged") for i in (1, 2)),
-    }
+    report = read_table(folder, "generations").query("role == 'report' and training_comments > 0")  # not the base model
+    keeping = report[report["protocol"].isin(["single", "multi", "multi_plus", "averaged"])]
+    assert kept == {f"joy-seed-0-{row.protocol}-{row.generation}" for row in keeping.itertuples()}
     base = AutoModelForCausalLM.from_pretrained(world / "llama")
     PeftModel.from_pretrained(base, str(folder / "adapters" / "joy-seed-0-averaged-2"))
 
@@ -200,20 +210,20 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(finished, world, monkey
     process = start(world, output)
     deadline = time.monotonic() + 120
     # In the middle: some models made, others not.
-    while len(list(output.glob(".parts/*/models/*"))) < 5 and time.monotonic() < deadline:
+    while len(list(output.glob(".parts/*/*/models/*"))) < 5 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    made = {path.name for path in output.glob(".parts/*/models/*")}
+    made = {path.name for path in output.glob(".parts/*/*/models/*")}
     assert not (output / "run.json").exists() and len(made) >= 5
 
     tuned = []
     tune = variants.tune
     monkeypatch.setattr(variants, "tune", lambda *given, **more: tuned.append(given) or tune(*given, **more))
     assert run_here(monkeypatch, world, output) == 0
-    # A rehearsal; 3 single, 3 shared, 3 + 1 + 3 in the second generation; averages are no tuning.
-    assert 1 < len(tuned) <= 1 + 13 - (len(made) - 1)
+    # A rehearsal; 3 single, 3 shared, 3 each of two competitions, 3 chains and 3 averaged in the second generation.
+    assert 1 < len(tuned) <= 1 + 18 - (len(made) - 1)
     assert content(output) == content(finished[0])
     assert not (output / ".parts").exists()
 
@@ -235,7 +245,7 @@ def test_finished_target_is_not_run_again_and_others_are_added(finished, world, 
     written = weights.stat().st_mtime_ns
     assert run_here(monkeypatch, world, folder, "--target-emotions", "joy=0.7,fear=0.3") == 0
     summary = read_table(folder, "summary")
-    assert summary["emotion"].tolist() == ["joy", "joy=0.7,fear=0.3"]
+    assert list(summary["emotion"].unique()) == ["joy", "joy=0.7,fear=0.3"]
     assert weights.stat().st_mtime_ns == written
     old = read_table(folder, "comments").query("emotion == 'joy'")
     assert old.to_csv(index=False, lineterminator="\n").encode() == before["comments.csv"]
@@ -257,7 +267,7 @@ def test_a_run_that_was_handed_on_without_its_games(finished, world, monkeypatch
 
 def thirds(game):
     """A protocol of the tests: competes with itself, on thirds of the pool in order."""
-    models = [game.tuned(game.texts[i::3], None, 1) for i in range(3)]
+    models = [game.tuned(game.pool.texts[i::3], None, 1) for i in range(3)]
     seed = game.seed_of("selection", 1)
     drawn = yield [variants.Request(model, (seed,)) for model in models]
     winner = game.nearest([drawn[model.name, seed] for model in models])
@@ -271,27 +281,62 @@ def thirds(game):
 def test_a_new_protocol_is_a_function_and_a_line(world, monkeypatch, tmp_path, capsys):
     entry = Protocol(thirds, "thirds in their order", "thirds", against=("multi", "averaged"))
     monkeypatch.setitem(PROTOCOLS, "thirds", entry)
-    options = ["--protocols", "thirds", "sequential", "--generations", 1, "--neighbours", 9]
+    options = ["--protocols", "thirds", "random_pick", "--generations", 1, "--neighbours", 9]
     assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
-    assert "; single, multi (1 x 3), sequential, thirds; " in capsys.readouterr().out
-    protocols = ["base", "single", "multi", "sequential", "thirds"]
+    assert "; single, multi (1 x 3), random_pick, thirds; " in capsys.readouterr().out
+    protocols = ["base", "single", "multi", "random_pick", "thirds"]
     comments, summary = read_table(tmp_path / "run", "comments"), read_table(tmp_path / "run", "summary")
     assert list(comments["protocol"].unique()) == protocols
-    distances = [summary[f"{protocol}_distance"].item() for protocol in protocols]
-    last = comments[comments["role"] == "report"].groupby("protocol").tail(5).groupby("protocol")["distance"].mean()
+    distances = [pick(summary, "distance", protocol)["value"].item() for protocol in protocols]
+    report = comments[comments["role"] == "report"]
+    final = report[(report["protocol"] != "single") | (report["generation"] == 3)]
+    last = final.groupby("protocol")["distance"].mean()
     assert distances == pytest.approx([last[protocol] for protocol in protocols], abs=1e-5)
-    assert summary["thirds_minus_multi"].item() == pytest.approx(distances[4] - distances[2], abs=2e-6)
-    assert {"thirds_fresh_minus_selection", "thirds_copied"} < set(summary)
-    assert not any("averaged" in column for column in summary)  # it was not played
+    against = pick(summary, "energy", "thirds", "multi")["value"].item()
+    each = [pick(summary, "energy", protocol)["value"].item() for protocol in ("thirds", "multi")]
+    assert against == pytest.approx(each[0] - each[1], abs=2e-6)
+    assert len(pick(summary, "distance", "thirds", "selection")) == len(pick(summary, "copied", "thirds")) == 1
+    assert "averaged" not in set(summary["protocol"]) | set(summary["against"])  # it was not played
     for name in FIGURES:
         assert (tmp_path / "run" / f"{name}.png").stat().st_size > 5000
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "thirds in their order" in page and "thirds minus multi" in page
+    assert "thirds in their order" in page and "thirds − multi" in page
     assert verify_run(tmp_path / "run") == ([], [])
     # The same game is the same whatever else is played beside it.
     assert run_here(monkeypatch, world, tmp_path / "less", *options[:1], "multi", *options[3:]) == 0
     less = read_table(tmp_path / "less", "comments")
     pd.testing.assert_frame_equal(less, comments[comments["protocol"].isin(protocols[:3])].reset_index(drop=True))
+
+
+def test_a_pool_of_users_of_whom_some_are_off_target(world, monkeypatch, tmp_path, capsys):
+    options = ["--contamination", 1 / 3, "--deal", "user", "--num-users", 6, "--neighbours", 18, "--num-seeds", 2]
+    options += ["--protocols", "oracle", "filter", "multi_plus"]
+    assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
+    assert "; single, filter, oracle, multi (2 x 3), multi_plus; " in capsys.readouterr().out
+    users, near = read_table(tmp_path / "run", "users"), read_table(tmp_path / "run", "neighbourhoods")
+    corpus = pd.read_csv(world / "corpus.csv")["text"].tolist()
+    members = set(near.loc[near["rank"] > 0, "text"])
+    for _, own in users.groupby("seed"):
+        assert own.groupby("user").size().tolist() == [3] * 6 and len(set(own["text"])) == 18
+        assert own.groupby("user")["on_target"].first().tolist() == [True] * 4 + [False] * 2
+        assert set(own.loc[own["on_target"], "text"]) <= members
+        off = own[~own["on_target"]]
+        assert not set(off["text"]) & members and set(off["text"]) <= set(corpus)
+        assert off["writes"].nunique() == 2 and "joy" not in set(off["writes"])
+    training = tmp_path / "run" / "training"
+
+    def tuned_on(name):
+        lines = (training / f"joy-seed-0-{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        return {json.loads(line)["messages"][1]["content"] for line in lines}
+
+    first = users[users["seed"] == 0]
+    assert tuned_on("oracle-1-variant-1") == set(first.loc[first["on_target"], "text"])
+    assert tuned_on("single-3-variant-1") == set(first["text"])
+    held = [set(texts) for _, texts in first.groupby("user")["text"]]
+    for variant in (1, 2, 3):
+        part = tuned_on(f"multi-1-variant-{variant}")
+        assert len(part) == 6 and sum(user <= part for user in held) == 2
+    assert verify_run(tmp_path / "run") == ([], [])
 
 
 def test_choice_by_the_target(finished, world, monkeypatch, tmp_path):
@@ -300,10 +345,10 @@ def test_choice_by_the_target(finished, world, monkeypatch, tmp_path):
     assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
     comments, near = (read_table(tmp_path / "run", name) for name in ("comments", "neighbourhoods"))
     generations = read_table(tmp_path / "run", "generations")
-    chosen = comments[comments["role"] == "selection"]
+    chosen = comments[(comments["role"] == "selection") & (comments["protocol"] == "multi")]
     target, labels = near.loc[near["rank"] == 0, list(EMOTIONS)].to_numpy()[0], list(EMOTIONS)
     to_target = chosen.assign(own=np.linalg.norm(chosen[labels] - target, axis=1)).groupby("variant")["own"].mean()
-    kept = generations[(generations["role"] == "selection") & generations["kept"]]["variant"].item()
+    kept = generations.query("role == 'selection' and kept and protocol == 'multi'")["variant"].item()
     assert kept == to_target.idxmin()
     centroid = near.loc[near["rank"] > 0, labels].mean().to_numpy()
     assert comments["distance"].to_numpy() == pytest.approx(
@@ -337,7 +382,7 @@ def test_full_tuning_of_a_text_target(world, monkeypatch, tmp_path):
         == 0
     )
     summary = read_table(tmp_path / "run", "summary")
-    assert summary["emotion"].tolist() == [f'"{text}"']
+    assert set(summary["emotion"]) == {f'"{text}"'}
     (kept,) = (tmp_path / "run" / "adapters").glob("*-multi-1")
     variants.load_base_model(str(kept), "cpu")
 
@@ -354,7 +399,13 @@ def test_dry_run_says_what_it_would_do(world, monkeypatch, capsys, tmp_path):
     [
         (["--emotions", "jyo"], "did you mean joy"),
         (["--neighbours", "60"], "--neighbours 60: the corpus has 59 comments beside the target"),
-        (["--generations", "30"], "too few neighbours for 3 variants and 30 generations"),
+        (["--generations", "30"], "--neighbours 20: too few for 3 variants and 30 generations"),
+        (["--contamination", "1.5"], "--contamination 1.5: out of range"),
+        (["--contamination", "0.97"], "leaves no user on target"),
+        (["--contamination", "0.5", "--num-users", "30"], "--num-users 30: out of range"),
+        (["--deal", "user", "--num-users", "4", "--generations", "3"], "--num-users 4: too few for 3 variants"),
+        (["--backend", "dask"], "needs --scheduler ADDRESS"),
+        (["--backend", "dask", "--scheduler", "no-such-protocol://x:1"], "no dask scheduler answers"),
         (["--target-emotions", "joy:1"], "not EMOTION=PROBABILITY"),
         (["--target-emotions", "joy=1", "--target-text", "a"], "give one of them"),
         (["--target-text", " "], "is empty"),
