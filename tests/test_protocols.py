@@ -10,20 +10,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from experiment.errors import InputError
+from experiment.statistics import mean_interval, pooled_interval
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.recipes import Averaged, Request, Sampled, Tuned, merge_requests, name_of
-from point_in_space_sim.pool import Pool
+from point_in_space_sim.measures import MEASURES, energy
+from point_in_space_sim.pool import Pool, find_users, users_pool
 from point_in_space_sim.protocols import PROTOCOLS, Game, deal, derived_seed, play, without, work_of
 from point_in_space_sim.results import (
-    bootstrap_indices,
     finished_targets,
     generation_table,
-    interval,
     load_game,
+    overall,
+    pick,
     published,
-    resampled_means,
     save_game,
-    summary_row,
+    summary_table,
 )
 from point_in_space_sim.target import (
     Target,
@@ -276,27 +277,70 @@ def test_published_figures_are_the_ones_that_the_study_states():
     assert means["reduction_percent"] == pytest.approx(28.5, abs=0.05)
 
 
-@pytest.mark.parametrize("seeds, between", [(1, 0.0), (8, 0.0), (8, 0.1)])
-def test_bootstrap_interval_covers_the_mean_as_often_as_it_says(seeds, between):
-    generator = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        values = generator.gamma(4.0, 0.1, size=(seeds, 20)) + generator.normal(0, between, size=(seeds, 1))
-        low, high = interval(resampled_means(values, *bootstrap_indices(values.shape, generator)))
-        hits += low <= 0.4 <= high
-    assert 0.88 < hits / 200 < 0.985
+@pytest.mark.parametrize("targets", [1, 6])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_intervals_over_few_seeds_cover(targets, seeds):
+    """Seeds differ (between) and comments within them, skewed; of several targets, by up to twice as much in some."""
+    generator = np.random.default_rng(targets * 10 + seeds)
+    repeats = 2000
+    spread = np.linspace(0.07, 0.14, targets)[:, None]
+    hits = 0.0
+    for _ in range(repeats):
+        means = 0.4 + generator.normal(size=(targets, seeds)) * spread
+        values = means[:, :, None] + generator.gamma(4.0, 0.1, size=(targets, seeds, 50)) - 0.4
+        _, low, high = pooled_interval(values.mean(axis=2))
+        hits += ((low <= 0.4) & (high >= 0.4)).mean()
+    assert 0.92 < hits / repeats < 0.98
 
 
-def test_bootstrap_varies_as_the_seeds_and_comments_that_it_stands_for():
-    """Against the formulas for the variance of a mean: over comments, and, two-level, over seeds as well."""
+def test_intervals_over_comments_and_targets_cover():
     generator = np.random.default_rng(0)
-    values = generator.normal(size=(1, 400))
-    drawn = resampled_means(values, *bootstrap_indices(values.shape, generator))
-    assert drawn.std() == pytest.approx(values.std() / 20, rel=0.05)
-    values = np.repeat(generator.normal(size=(3, 1)), 40, axis=1)  # all variation is between seeds
-    drawn = resampled_means(values, *bootstrap_indices(values.shape, generator))
-    assert drawn.std() == pytest.approx(values[:, 0].std(ddof=1) / 3**0.5, rel=0.05)
-    assert interval(np.full(10, 0.3)) == pytest.approx((0.3, 0.3))
+    values = generator.gamma(4.0, 0.1, size=(4000, 50))
+    _, low, high = mean_interval(values)
+    assert 0.92 < ((low <= 0.4) & (high >= 0.4)).mean() < 0.98
+    with pytest.raises(ValueError, match="one repeat"):
+        pooled_interval(np.zeros((3, 1)))
+
+
+def samples_of(seed, n=40, k=30):
+    generator = np.random.default_rng(seed)
+    near = np.clip(generator.normal(0.3, 0.1, size=(k, 28)), 0, 1)
+    vectors = np.clip(generator.normal(0.35, 0.15, size=(n, 28)), 0, 1)
+    return vectors, [f"text {i % 25}" for i in range(n)], near
+
+
+def test_measures_are_their_definitions():
+    vectors, texts, near = samples_of(0)
+    value = {name: measure.values(vectors, texts, near).mean() for name, measure in MEASURES.items()}
+    centroid = near.mean(axis=0)
+    assert value["distance"] == pytest.approx(np.mean([np.sqrt(((x - centroid) ** 2).sum()) for x in vectors]))
+    assert value["centre"] == pytest.approx(np.sqrt(((vectors.mean(axis=0) - centroid) ** 2).sum()))
+    assert value["distinct"] == pytest.approx(25 / 40)
+
+    def apart(pairs):
+        return np.mean([np.sqrt(((x - y) ** 2).sum()) for x, y in pairs])
+
+    across = apart((x, y) for x in vectors for y in near)
+    within = [apart((x, y) for i, x in enumerate(own) for y in own[:i]) for own in (vectors, near)]
+    assert value["energy"] == pytest.approx(2 * across - sum(within))
+
+
+def test_energy_distance_is_unbiased_and_sees_what_the_mean_distance_rewards():
+    generator = np.random.default_rng(1)
+    near = generator.random((60, 28))
+    same = [energy(generator.random((20, 28)), [], near).mean() for _ in range(300)]
+    assert abs(np.mean(same) - energy(generator.random((4000, 28)), [], near).mean()) < 3 * np.std(same) / 300**0.5
+    collapsed = np.repeat(near.mean(axis=0)[None], 20, axis=0)
+    assert MEASURES["distance"].values(collapsed, [], near).mean() < 1e-9 < 0.5 < energy(collapsed, [], near).mean()
+
+
+@pytest.mark.parametrize("name", ["energy", "centre"])
+def test_a_comments_number_varies_as_the_measure_does(name):
+    """The standard error that follows from one sample's numbers, against the measure's deviation over samples."""
+    near = samples_of(0)[2]
+    found = [MEASURES[name].values(samples_of(seed)[0], [], near) for seed in range(400)]
+    errors = [values.std(ddof=1) / len(values) ** 0.5 for values in found]
+    assert np.mean(errors) == pytest.approx(np.std([values.mean() for values in found]), rel=0.15)
 
 
 def table_of(rows):
@@ -333,7 +377,8 @@ def test_summary_reports_fresh_samples_with_paired_intervals():
             ("multi", 1, 1, "selection"): 0.01 * shared,
             ("multi", 1, 2, "selection"): 7 + shared,
             ("multi", 1, 1, "report"): 0.3 + shared,
-            ("sequential", 1, 2, "report"): 0.4 + shared,
+            ("random_pick", 1, 1, "report"): 0.2 + shared,
+            ("random_pick", 1, 2, "report"): 0.6 + shared,
             ("averaged", 1, 0, "report"): 0.2 + shared,
         }
     )
@@ -351,23 +396,54 @@ def test_summary_reports_fresh_samples_with_paired_intervals():
         }
     )
     generations = generation_table(comments, draws, neighbourhood)
-    row = summary_row(comments, generations, neighbourhood)
+    summary = summary_table(comments, generations, neighbourhood)
 
-    assert row["seeds"] == 2 and row["neighbourhood_distance"] == pytest.approx(0.4)
-    assert row["single_distance"] == pytest.approx(0.5 + shared.mean())
-    assert row["multi_distance"] == pytest.approx(0.3 + shared.mean())
-    assert row["reduction_percent"] == pytest.approx(100 * 0.2 / (0.5 + shared.mean()))
-    # Comment by comment the difference is the same: paired, its interval has no width.
-    for other, difference in (("single", -0.2), ("sequential", -0.1), ("averaged", 0.1)):
-        bounds = [row[f"multi_minus_{other}{end}"] for end in ("", "_low", "_high")]
-        assert bounds == pytest.approx([difference] * 3)
-    assert row["multi_low"] < row["multi_distance"] < row["multi_high"]
-    assert row["multi_selection_distance"] == pytest.approx(0.01 * shared.mean())
-    chosen = row["multi_selection_distance"]
-    assert row["multi_fresh_minus_selection"] == pytest.approx(row["multi_distance"] - chosen)
+    def said(*which):
+        return pick(summary, *which)[["value", "low", "high"]].to_numpy()[0]
+
+    assert set(summary["seeds"]) == {1, 2} and said("distance", "neighbourhood")[0] == pytest.approx(0.4)
+    assert said("distance", "single")[0] == pytest.approx(0.5 + shared.mean(), abs=1e-6)
+    assert said("distance", "multi")[0] == pytest.approx(0.3 + shared.mean(), abs=1e-6)
+    assert said("reduction_percent", "multi", "single")[0] == pytest.approx(20 / (0.5 + shared.mean()), abs=1e-5)
+    # Comment by comment the difference is the same: paired, its interval has no width. Chains count by their mean.
+    for other, difference in (("single", -0.2), ("random_pick", -0.1), ("averaged", 0.1)):
+        assert said("distance", "multi", other) == pytest.approx([difference] * 3, abs=1e-6)
+    value, low, high = said("distance", "multi")
+    of_seeds = (0.3 + shared).mean(axis=1)
+    assert (value, low, high) == pytest.approx([float(end) for end in mean_interval(of_seeds)], abs=1e-6)
+    fresh_minus_selection = said("distance", "multi", "selection")[0]
+    assert fresh_minus_selection == pytest.approx((0.3 + 0.99 * shared).mean(), abs=1e-6)
+    assert said("distinct", "multi")[0] == pytest.approx(1 / 50)
     kept = generations[generations["kept"] & (generations["protocol"] == "multi")]
     assert sorted(kept["role"]) == ["report", "report", "selection", "selection"]
     assert set(generations["copied"]) == {1.0}
+    assert overall(summary)["targets"].eq(1).all()
+
+
+def test_users_share_the_neighbourhood_and_some_write_off_target():
+    generator = np.random.default_rng(0)
+    vectors, texts = generator.random((400, 28)), [f"comment {i}" for i in range(400)]
+    near = find_neighbourhood(emotion_target("joy", vectors), vectors, 100)
+    clean, dirty = (find_users(near, vectors, 12, share, np.random.default_rng(1)) for share in (0, 1 / 3))
+    assert [user.on_target for user in dirty] == [True] * 8 + [False] * 4
+    assert all((a.members == b.members).all() for a, b in zip(clean[:8], dirty[:8], strict=True))
+    held = np.concatenate([user.members for user in dirty])
+    assert len(set(held)) == len(held) == 96 and near.target.comment not in held
+    assert all(set(user.members) <= set(near.members) for user in clean)
+    assert not any(set(user.members) & set(near.members) for user in dirty[8:])
+    assert len({user.writes for user in dirty[8:]}) == 4
+    pool = users_pool(near, vectors, texts, dirty, "user")
+    order = [np.linalg.norm(vectors[int(text.split()[1])] - near.target.vector) for text in pool.texts]
+    assert order == sorted(order) and len(pool.texts) == 96
+    assert set(pool.on_target) == {texts[i] for user in dirty[:8] for i in user.members}
+    assert [set(unit) for unit in pool.units] == [{texts[i] for i in user.members} for user in dirty]
+    by_comment = users_pool(near, vectors, texts, dirty, "comment")
+    assert by_comment.texts == pool.texts and by_comment.units == tuple((text,) for text in pool.texts)
+    with pytest.raises(InputError, match="101 users cannot share 100 comments"):
+        find_users(near, vectors, 101, 0, np.random.default_rng(1))
+    with pytest.raises(InputError, match="are to be off target"):
+        small = find_neighbourhood(emotion_target("joy", vectors[:110]), vectors[:110], 100)
+        find_users(small, vectors[:110], 12, 0.9, np.random.default_rng(1))
 
 
 # ------------------------------------------------------------------ targets
