@@ -319,7 +319,7 @@ CASES = {
     "preset, other case": (grouping("--preset=QUICK"), "--preset QUICK: unknown"),
     "preset without a name": (grouping("--preset"), "--preset"),
     "unknown option of the other": (point("--no-such-emotions", "joy"), "--no-such-emotions: no such option"),
-    "grouping's option for point": (point("--num-users", 3), "--num-users: no such option"),
+    "grouping's option for point": (point("--num-groups", 3), "--num-groups: no such option"),
     "emotion singular": (point("--emotion", "joy"), "--emotion: no such option; did you mean --emotions?"),
     "point: unknown preset": (point("--preset", "al"), "--preset al: unknown; did you mean all?"),
     # ---- values of the wrong kind or out of range

@@ -30,6 +30,7 @@ from experiment.report import (
 )
 from experiment.run_folder import open_run
 from experiment.statistics import mean_interval
+from point_in_space_sim.measures import MEASURES
 from point_in_space_sim.protocols import PROTOCOLS
 from point_in_space_sim.report_page import answer as space_answer
 from point_in_space_sim.results import comparisons
@@ -361,19 +362,24 @@ def test_answer_of_user_grouping():
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(5.0, 20.0, "closer than"), (-20.0, -5.0, "less close than"), (-5.0, 20.0, "neither clearly closer nor clearly")],
+    [
+        (-0.2, -0.1, "closer than"),
+        (0.1, 0.2, "less close than"),
+        (-0.1, 0.2, "neither clearly closer nor clearly farther than"),
+    ],
 )
 def test_answer_of_point_in_space(low, high, verdict):
     """The sentence says no more than the interval does."""
-    compared = [f"{name}_minus_{other}" for name, other in comparisons(list(PROTOCOLS))]
-    columns = [*(f"{name}_distance" for name in PROTOCOLS), "neighbourhood_distance", *compared]
-    names = (*PROTOCOLS, *compared, "reduction")
-    ends = {f"{name}_{end}": value for name in names for end, value in (("low", low), ("high", high))}
-    row = {"emotion": "joy", "seeds": 1, **dict.fromkeys(columns, 0.5), "reduction_percent": 7.5, **ends}
-    summary = pd.DataFrame([row])
+    quantities = [(measure, name, "") for measure in MEASURES for name in PROTOCOLS]
+    quantities += [(measure, *pair) for measure in MEASURES for pair in comparisons(list(PROTOCOLS))]
+    quantities += [("reduction_percent", "multi", "single"), ("distance", "neighbourhood", "")]
+    summary = pd.DataFrame(
+        [["joy", *which, 1, 0.05, low, high] for which in quantities],
+        columns=["emotion", "measure", "protocol", "against", "seeds", "value", "low", "high"],
+    )
     first = space_answer(summary)[0]
-    assert f"On joy, competing variants ended {verdict}" in first
-    assert f"{report.format_number(low, 1)}, {report.format_number(high, 1)}] %" in first
+    assert f"On joy, competition (multi: plus selection) ended {verdict} the single model, chosen" in first
+    assert f"mean distance 0.050 [{report.format_number(low, 3)}, {report.format_number(high, 3)}]" in first
 
 
 @pytest.fixture(scope="module")
