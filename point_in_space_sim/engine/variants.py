@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 from point_in_space_sim.mapper import Mapper
 
 _glibc = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim") else None
+_base_in_use = Lock()  # a worker's base model is changed while it is tuned, and a cluster's worker may have threads
 Fulfil = Callable[[Sequence[Order]], list[Finished]]
 
 
@@ -154,7 +156,8 @@ def fulfilment(
             found = start_some()
             while not found and running:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+                # What is finished is saved before another's error ends the run.
+                for future in sorted(done, key=lambda future: future.exception() is not None):
                     owner, requests = running.pop(future)
                     cost = _cost(engine, scratch / owner, requests)
                     _save_made(engine, scratch / owner, requests[0].model, future.result())
@@ -173,12 +176,13 @@ def make(engine: Engine, given: Mapping[str, Adapter], request: Request) -> Made
     torch.set_num_threads(1)
     return_large_memory_at_once()
     try:
-        base = cached_base_model(engine.base_model, engine.device, engine.prompt)
-        adapter = None if request.model is None else _adapter(engine, base, given, request.model)
-        samples = {
-            sample: sample_comments(base, engine.samples, sample, engine.sampling, adapter)
-            for sample in request.samples
-        }
+        with _base_in_use:
+            base = cached_base_model(engine.base_model, engine.device, engine.prompt)
+            adapter = None if request.model is None else _adapter(engine, base, given, request.model)
+            samples = {
+                sample: sample_comments(base, engine.samples, sample, engine.sampling, adapter)
+                for sample in request.samples
+            }
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise MemoryError(reason(error)) from error
