@@ -145,11 +145,17 @@ def _ray_workers(scheduler: str | None, jobs: int) -> Iterator[Submit]:
     """A thread waits for each of ray's tasks: its own futures are no concurrent ones."""
     ray = _connect_ray(scheduler)
 
-    def wait_for(function: Callable[..., Result], *arguments: Any) -> Result:
-        return ray.get(ray.remote(function).remote(*arguments))  # type: ignore[no-any-return]
+    def wait_for(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return ray.get(ray.remote(function).remote(*arguments))
+        except ray.exceptions.RayTaskError as error:  # it says the worker's whole traceback
+            raise error.cause from error
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        return threads.submit(wait_for, function, *arguments)
 
     with ThreadPoolExecutor(jobs) as threads:
-        yield partial(threads.submit, wait_for)  # type: ignore[arg-type]
+        yield submit
 
 
 def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:

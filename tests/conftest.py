@@ -50,3 +50,13 @@ def cluster(tmp_path_factory):
         for process in processes:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def ray_address():
+    """The address of a ray cluster of two workers on this machine."""
+    import ray
+
+    address = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False).address_info["address"]
+    yield address
+    ray.shutdown()

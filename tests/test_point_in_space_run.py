@@ -235,11 +235,12 @@ def test_results_do_not_depend_on_jobs(world, monkeypatch, tmp_path):
     assert content(tmp_path / "1") == content(tmp_path / "2")
 
 
-def test_a_cluster_and_threads_give_the_same_bytes(world, monkeypatch, tmp_path, cluster):
-    """A dask cluster's two workers share no folder with the run; threads share a model, one at a time."""
+def test_clusters_and_threads_give_the_same_bytes(world, monkeypatch, tmp_path, cluster, ray_address):
+    """Dask's and ray's workers share no folder with the run; threads share a model, one at a time."""
     small = ["--generations", 2, "--variants", 2, "--neighbours", 9, "--samples", 3, "--protocols", "multi_plus"]
     assert run_here(monkeypatch, world, tmp_path / "here", *small) == 0
     ways = {"dask": ["--scheduler", cluster[0]], "threading": ["--jobs", 3]}
+    ways["ray"] = ["--scheduler", ray_address, "--jobs", 2]
     for backend, options in ways.items():
         assert run_here(monkeypatch, world, tmp_path / backend, *small, "--backend", backend, *options) == 0
         assert content(tmp_path / backend) == content(tmp_path / "here")

@@ -18,6 +18,7 @@ import pytest
 from scipy import stats
 
 from experiment.command_line import run_script
+from experiment.errors import InputError
 from experiment.parallel import parallel_map
 from user_grouping_evaluation_sim import main as main_module
 from user_grouping_evaluation_sim.metrics import METRICS
@@ -368,6 +369,22 @@ def test_killed_run_goes_on_to_the_same_bytes(reference_run, home, tmp_path, com
     assert command_line(*MIDDLING, "--output-dir", folder, "--jobs", 2)[0] == 0
     assert csv_bytes(folder) == csv_bytes(reference_run)
     assert set(everything_in(folder)) == set(everything_in(reference_run))
+
+
+def test_a_ray_cluster_gives_the_same_bytes(reference_run, tmp_path, ray_address, command_line):
+    def where(task):
+        return task, os.getpid()
+
+    def refuses(task):
+        raise InputError("task 3: one line")
+
+    seen = list(parallel_map(where, range(8), jobs=2, backend="ray", scheduler=ray_address))
+    assert [task for task, _ in seen] == list(range(8)) and os.getpid() not in {process for _, process in seen}
+    with pytest.raises(InputError, match=r"^task 3: one line$"):
+        list(parallel_map(refuses, [1, 2], jobs=2, backend="ray", scheduler=ray_address))
+    options = [*MIDDLING, "--output-dir", tmp_path / "run", "--backend", "ray", "--scheduler", ray_address]
+    assert command_line(*options)[0] == 0
+    assert csv_bytes(tmp_path / "run") == csv_bytes(reference_run)
 
 
 def test_a_cluster_gives_the_same_bytes(reference_run, tmp_path, cluster, command_line):
