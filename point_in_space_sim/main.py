@@ -78,7 +78,12 @@ def main(settings: Settings) -> None:
     tuning, sampling = tuned_settings(settings)
     with naming(f"--base-model {settings.base_model}"):
         base = cached_base_model(settings.base_model, device, settings.prompt)
-    rehearse(base, mapper, [corpus.texts[i] for near in neighbourhoods for i in near.members], tuning, sampling)
+    texts = list(dict.fromkeys(corpus.texts[i] for near in neighbourhoods for i in near.members))
+    if longer := rehearse(base, mapper, texts, tuning, sampling):
+        tell(
+            f"{longer} of {len(texts)} comments are longer than --max-new-tokens {sampling.max_new_tokens}: what is "
+            "written at such length is cut off, and counts as broken"
+        )
     identity = identity_of(settings, tuning, sampling, base, mapper, corpus)
     if settings.jobs > 1 or settings.backend in ("dask", "ray"):
         # The workers load their own.

@@ -90,7 +90,7 @@ def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fi
                 patch_artist=True,
                 showmeans=True,
                 boxprops={"facecolor": colour, "alpha": 0.55, "edgecolor": colour},
-                medianprops={"color": "black", "linewidth": 1.2},
+                medianprops={"color": "white" if colour == "#000000" else "black", "linewidth": 1.2},
                 whiskerprops={"color": colour},
                 capprops={"color": colour},
                 flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": colour, "alpha": 0.6},
@@ -148,8 +148,11 @@ def single_against_multi_figure(summary: pd.DataFrame, study: pd.DataFrame) -> F
             rows.append((at + 0.34, _means(shared, columns), False))
         ticks.append((at + 0.17, f"mean of these {len(ours)}"))
         at += 1.0
-    rows.append((at, _means(theirs, columns), False))
-    ticks.append((at, f"mean of the study's {len(theirs)}"))
+    if len(rest):  # else the study's emotions are the run's
+        rows.append((at, _means(theirs, columns), False))
+        ticks.append((at, f"mean of the study's {len(theirs)}"))
+    else:
+        at -= 1.0
 
     figure, ((left, right),) = new_figure(1, 2, width=7.2, height=1.6 + 0.21 * (at + 1), sharey=True)
     for position, row, own in rows:
@@ -374,7 +377,7 @@ def movement_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fig
                     zorder=6,
                 )
             axes.plot(*np.array(path).T, color=colour_of(protocol), linewidth=1.2, zorder=5)
-        axes.set_title(f"{_short(emotion)} (base model {np.linalg.norm(centroid - start):.2f} to the left)")
+        axes.set_title(f"{_short(emotion)} (base: {np.linalg.norm(centroid - start):.2f} left)")
         axes.set_xlabel("along base \N{RIGHTWARDS ARROW} centroid (L2)", fontsize=7)
         axes.set_ylabel(f"across, mostly {labels[int(np.abs(across).argmax())]} (L2)", fontsize=7)
         axes.tick_params(labelsize=6)
@@ -435,7 +438,7 @@ def selection_figure(generations: pd.DataFrame) -> Figure:
                 fmt=MARKERS[index % len(MARKERS)],
                 color=COLOURS[index % len(COLOURS)],
                 markersize=5,
-                elinewidth=0.6,
+                elinewidth=0.6 if len(both) < 40 else 0.25,
                 label=f"generation {generation}",
             )
         ends = (
@@ -454,7 +457,8 @@ def selection_figure(generations: pd.DataFrame) -> Figure:
         )
         bias = (both["mean_distance_fresh"] - both["mean_distance"]).mean()
         axes.set_title(f"{PROTOCOLS[protocol].short}: kept variants;\nfresh minus choosing {bias:+.3f} on average")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    longest = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[0]))
+    figure.legend(*longest, loc="outside upper center", ncols=len(longest[0]))
     return figure
 
 

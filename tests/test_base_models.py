@@ -61,6 +61,15 @@ PLAIN = (
 OTHER = "gemma2 gemma3_text olmo3 cohere cohere2 phi gpt_neox bloom opt persimmon biogpt lfm2 gpt_oss".split()
 
 
+def test_comments_longer_than_a_sample_are_counted(mapper, tmp_path):
+    base = load(save_tiny_model(tmp_path, "llama"))
+    lengths = [len(base.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in TEXTS]  # and the end
+    assert min(lengths) < max(lengths)
+    for limit in (min(lengths) - 1, min(lengths), max(lengths)):
+        longer = rehearse(base, mapper, TEXTS, TUNING, SamplingSettings(max_new_tokens=limit))
+        assert longer == sum(length > limit for length in lengths)
+
+
 @pytest.mark.parametrize("architecture", [*PLAIN, *OTHER])
 def test_architectures_are_taken_on_the_right_path(architecture, mapper, tmp_path):
     own = {"ffn_dim": 48, "word_embed_proj_dim": 32} if architecture == "opt" else {}

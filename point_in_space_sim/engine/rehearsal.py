@@ -16,10 +16,11 @@ from point_in_space_sim.mapper import Mapper
 
 def rehearse(
     base: BaseModel, mapper: Mapper, texts: Sequence[str], tuning: TuningSettings, sampling: SamplingSettings
-) -> None:
+) -> int:
     """Tunes a step on the longest text, samples a few tokens of two comments, and maps both.
 
-    Raises InputError, in one line, where the base model or the mapper cannot do it. No random stream moves.
+    Gives how many of the texts are longer than any comment that is sampled. Raises InputError, in one line, where the
+    base model or the mapper cannot do it. No random stream moves.
     """
     comments = [encode_comment(base, text) for text in texts]
     longest = max(range(len(texts)), key=lambda i: len(comments[i]))
@@ -40,6 +41,7 @@ def rehearse(
     finally:
         torch.set_num_threads(threads)
     mapper(written.texts)
+    return sum(len(comment) > sampling.max_new_tokens for comment in comments)
 
 
 def _read_longest_sample(base: BaseModel, comment: list[int], sampling: SamplingSettings) -> None:
