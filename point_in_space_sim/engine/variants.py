@@ -116,7 +116,7 @@ def fulfilment(
                     _save_folder(kept / name, scratch, partial(_save_kept, adapter, engine))
         torch.set_num_threads(1)
         advance(costs)
-        return [
+        finished: list[Finished] = [
             (
                 (owner, request),
                 {
@@ -126,7 +126,10 @@ def fulfilment(
             )
             for request in requests
         ]
+        return_memory()
+        return finished
 
+    return_large_memory_at_once()
     with workers(jobs, backend, scheduler, devices[:jobs]) as (submit, at_once):
 
         def start_some() -> list[Finished]:
