@@ -237,7 +237,7 @@ def test_results_do_not_depend_on_jobs(world, monkeypatch, tmp_path):
 
 def test_clusters_and_threads_give_the_same_bytes(world, monkeypatch, tmp_path, cluster, ray_address):
     """Dask's and ray's workers share no folder with the run; threads share a model, one at a time."""
-    small = ["--generations", 2, "--variants", 2, "--neighbours", 9, "--samples", 3, "--protocols", "multi_plus"]
+    small = ["--generations", 2, "--variants", 2, "--neighbours", 9, "--samples", 2, "--protocols", "multi_plus"]
     assert run_here(monkeypatch, world, tmp_path / "here", *small) == 0
     ways = {"dask": ["--scheduler", cluster[0]], "threading": ["--jobs", 3]}
     ways["ray"] = ["--scheduler", ray_address, "--jobs", 2]
@@ -321,7 +321,7 @@ def test_a_new_protocol_is_a_function_and_a_line(world, monkeypatch, tmp_path, c
 
 def test_a_pool_of_users_of_whom_some_are_off_target(world, monkeypatch, tmp_path, capsys):
     options = ["--contamination", 1 / 3, "--deal", "user", "--num-users", 6, "--neighbours", 18, "--num-seeds", 2]
-    options += ["--protocols", "oracle", "filter", "multi_plus"]
+    options += ["--protocols", "oracle", "filter", "multi_plus", "--samples", 2, "--epochs", 1]
     assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
     assert "; single, filter, oracle, multi (2 x 3), multi_plus; " in capsys.readouterr().out
     users, near = read_table(tmp_path / "run", "users"), read_table(tmp_path / "run", "neighbourhoods")

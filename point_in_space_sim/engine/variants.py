@@ -126,7 +126,7 @@ def fulfilment(
             )
             for request in requests
         ]
-        return_memory()
+        return_memory(collect=False)
         return finished
 
     return_large_memory_at_once()
@@ -190,8 +190,9 @@ def make(engine: Engine, given: Mapping[str, Adapter], request: Request) -> Made
         if is_out_of_memory(error):
             raise MemoryError(reason(error)) from error
         raise
-    return_memory()
-    return Made(None if name_of(request.model) in given else adapter, samples)
+    new = None if name_of(request.model) in given else adapter
+    return_memory(collect=new is not None)  # what tuning leaves behind refers to itself
+    return Made(new, samples)
 
 
 def _adapter(engine: Engine, base: BaseModel, given: Mapping[str, Adapter], model: Tuned | Averaged) -> Adapter:
@@ -263,9 +264,11 @@ def return_large_memory_at_once() -> None:
         _glibc.mallopt(M_TRIM_THRESHOLD, LARGE)
 
 
-def return_memory() -> None:
-    """Gives freed memory of any size back to the system."""
-    gc.collect()
+def return_memory(*, collect: bool = True) -> None:
+    """Gives freed memory of any size back to the system; collect: also what only a search for cycles frees, which takes
+    a good part of a second."""
+    if collect:
+        gc.collect()
     if _glibc is not None:
         _glibc.malloc_trim(0)
 
