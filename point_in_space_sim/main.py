@@ -1,7 +1,6 @@
 """The experiment: targets, games, tables, figures and the report."""
 
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
+import torch
 from tqdm import tqdm
 
 from experiment.command_line import NOT_IDENTITY, naming, tell
@@ -25,9 +24,9 @@ from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
 from point_in_space_sim.engine.fine_tuning import write_chat_jsonl
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
-from point_in_space_sim.engine.rehearsal import rehearse
+from point_in_space_sim.engine.rehearsal import measured_rate, rehearse
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
-from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfilment, return_memory
+from point_in_space_sim.engine.variants import STACK, Engine, cached_base_model, fulfilment, return_memory
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.plots import write_figures
 from point_in_space_sim.pool import Pool, find_users, neighbourhood_pool, users_pool
@@ -46,9 +45,13 @@ from point_in_space_sim.target import (
 
 RESULTS = ROOT / "results" / "point_in_space_sim"
 
-# SmolLM2-135M on one core that multiplies matrices at 100 GFLOP/s: seconds a comment and epoch, seconds a sample; and
-# seconds to load the models, and to start other processes that do.
-SECONDS_TUNED, SECONDS_SAMPLED, REFERENCE_RATE = 0.11, 0.09, 100e9
+# SmolLM2-135M: seconds a comment and epoch, seconds a sample, on a device that multiplies matrices at this rate (one
+# core; a GPU); and seconds to load the models, and to start other processes that do.
+SECONDS_TUNED, SECONDS_SAMPLED, REFERENCE_RATE = (
+    {"cpu": 0.11, "cuda": 0.001},
+    {"cpu": 0.09, "cuda": 0.001},
+    {"cpu": 100e9, "cuda": 600e12},
+)
 SECONDS_TO_START, SECONDS_TO_START_WORKERS = 12, 15
 
 
@@ -58,15 +61,15 @@ def main(settings: Settings) -> None:
     seeds = range(settings.seed, settings.seed + settings.num_seeds)
     protocols = played(settings)
     work = work_of(protocols, planned_pool(settings), settings.generations, settings.variants, settings.samples)
-    tell(plan(settings, work))
+    with naming("--device"):
+        device = str(pick_device(settings.device))
+    tell(plan(settings, work, device))
     if settings.dry_run:
         tell(f"results would go to {folder}")
         return
 
     with naming("--scheduler"):
         reach_cluster(settings.backend, settings.scheduler)
-    with naming("--device"):
-        device = str(pick_device(settings.device))
     with naming("--corpus"):
         corpus = load_corpus(settings.corpus)
     with naming(f"--mapper {settings.mapper}"):
@@ -98,7 +101,8 @@ def main(settings: Settings) -> None:
             tell(f"{', '.join(target_names(settings))}: finished before, nothing to do")
             summary = results.read_table(run.path, "summary")
         else:
-            engine = Engine(settings.base_model, settings.prompt, device, tuning, sampling, settings.samples)
+            stack = STACK if device.startswith("cuda") else 1
+            engine = Engine(settings.base_model, settings.prompt, device, tuning, sampling, settings.samples, stack)
             missing = [game for game in games if results.load_game(saved(run.path, game)) is None]
             for game, drawn in play_all(run, engine, mapper, missing, protocols, work, settings):
                 write_training(drawn, run.path / "training", game.name, settings.prompt)
@@ -109,11 +113,12 @@ def main(settings: Settings) -> None:
     tell(f"results in {folder}: {results.answer_in_words(summary)}")
 
 
-def plan(settings: Settings, work: Work) -> str:
+def plan(settings: Settings, work: Work, device: str) -> str:
     """The first line of a run: what, on what, how long."""
     targets = target_names(settings)
     names = ", ".join(targets) if len(targets) <= 8 else f"{len(targets)} targets"
-    seconds = estimated_seconds(work, settings.epochs, len(targets) * settings.num_seeds, settings.jobs)
+    seconds = estimated_seconds(work, settings.epochs, len(targets) * settings.num_seeds, settings.jobs, device)
+    at_once = STACK * max(torch.cuda.device_count(), 1) if device.startswith("cuda") else settings.jobs
     protocols = ", ".join(
         f"multi ({settings.generations} x {settings.variants})" if name == "multi" else name
         for name in played(settings)
@@ -121,23 +126,19 @@ def plan(settings: Settings, work: Work) -> str:
     )
     return (
         f"{names}; {settings.num_seeds} seed{'s' * (settings.num_seeds > 1)}; {protocols}; {settings.base_model} tuned "
-        f"by {settings.tuning} on {settings.corpus} comments, mapper {settings.mapper}; {settings.jobs} at once on "
-        f"{settings.device}; {in_words(seconds)}"
+        f"by {settings.tuning} on {settings.corpus} comments, mapper {settings.mapper}; {at_once} at once on "
+        f"{device}; {in_words(seconds)}"
     )
 
 
-def estimated_seconds(work: Work, epochs: int, games: int, jobs: int) -> float:
-    """From the number of comments tuned on and sampled, and a measurement of this machine's matrix products."""
-    matrix = np.ones((768, 768), dtype=np.float32)
-    with threadpool_limits(1):
-        rate = 0.0
-        for _ in range(5):
-            start = time.perf_counter()
-            matrix @ matrix
-            rate = max(rate, 2 * 768**3 / (time.perf_counter() - start))
-    a_game = (work.tuned * epochs * SECONDS_TUNED + work.sampled * SECONDS_SAMPLED) / min(jobs, work.at_once)
-    start = SECONDS_TO_START + SECONDS_TO_START_WORKERS * (jobs > 1)
-    return (start + games * a_game) * REFERENCE_RATE / rate
+def estimated_seconds(work: Work, epochs: int, games: int, jobs: int, device: str) -> float:
+    """From the number of comments tuned on and sampled, and a measurement of the device's matrix products."""
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+    slower = REFERENCE_RATE[kind] / measured_rate(device)
+    at_once = min(jobs, max(torch.cuda.device_count(), 1) if kind == "cuda" else work.at_once)
+    a_game = (work.tuned * epochs * SECONDS_TUNED[kind] + work.sampled * SECONDS_SAMPLED[kind]) / at_once
+    start = SECONDS_TO_START + SECONDS_TO_START_WORKERS * (at_once > 1)
+    return (start + games * a_game) * slower
 
 
 def in_words(seconds: float) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from experiment.errors import InputError
@@ -30,6 +31,7 @@ from point_in_space_sim.engine.fine_tuning import (
 from point_in_space_sim.engine.layers import run_layers, use_low_rank_products
 from point_in_space_sim.engine.recipes import Averaged, Request, Tuned, name_of
 from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
+from point_in_space_sim.engine.stacked import tune_stacked
 from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfilment
 from point_in_space_sim.mapper import load_mapper
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama, save_tiny_world
@@ -77,9 +79,7 @@ def test_architectures(base, gpt2):
 @pytest.mark.parametrize("layers", [1, 4, 99])
 def test_packed_loss_equals_token_by_token_reference(base, layers):
     activations = frozen_activations(base, TEXTS, replace(SETTINGS, layers=layers))
-    assert packed_loss(base, TEXTS, activations, backward=False) == pytest.approx(
-        float(reference_loss(base, TEXTS)), abs=1e-5
-    )
+    assert packed_loss(base, TEXTS, activations) == pytest.approx(float(reference_loss(base, TEXTS)), abs=1e-5)
 
 
 def test_padded_loss_equals_token_by_token_reference(base, gpt2):
@@ -92,7 +92,7 @@ def test_gradient_equals_that_of_the_plain_loss(base):
     start = random_adapter(base)
     activations = frozen_activations(base, TEXTS, SETTINGS)
     with _trainable(base, SETTINGS, start, 0) as (parameters, _):
-        packed_loss(base, TEXTS, activations, backward=True)
+        add_gradient(base, TEXTS, activations)
         fast = [parameter.grad.clone() for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
@@ -119,8 +119,8 @@ def test_frozen_activation_training_equals_plain_training(base, method, monkeypa
     fast = tune(base, TEXTS, settings, seed=3)
     # The same steps, each through the whole model on padded rows.
     monkeypatch.setattr(
-        "point_in_space_sim.engine.fine_tuning.packed_loss",
-        lambda base, texts, activations, backward, total: padded_loss(base, texts).backward(),
+        "point_in_space_sim.engine.fine_tuning.add_packed_gradient",
+        lambda base, texts, activations, total: padded_loss(base, texts).backward(),
     )
     plain = tune(base, TEXTS, settings, seed=3)
     assert fast.weights.keys() == plain.weights.keys()
@@ -136,16 +136,16 @@ def test_tuning_learns_and_leaves_the_base_alone(base, method):
     after = base.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
-    untuned = packed_loss(base, TEXTS, activations, backward=False)
+    untuned = packed_loss(base, TEXTS, activations)
     with merged(base, adapter):
-        assert packed_loss(base, TEXTS, activations, backward=False) < 0.7 * untuned
-        once = packed_loss(base, TEXTS, activations, backward=False)
+        assert packed_loss(base, TEXTS, activations) < 0.7 * untuned
+        once = packed_loss(base, TEXTS, activations)
     assert all(torch.equal(before[name], weight) for name, weight in base.model.state_dict().items())
     more = tune(
         base, TEXTS, replace(SETTINGS, method=method, epochs=20), seed=0, start=adapter, activations=activations
     )
     with merged(base, more):
-        assert packed_loss(base, TEXTS, activations, backward=False) < once
+        assert packed_loss(base, TEXTS, activations) < once
 
 
 def test_same_seed_same_adapter(base):
@@ -288,9 +288,9 @@ def test_smollm2_learns_a_comment():
     settings = TuningSettings(layers=2, epochs=6, batch_size=2)
     texts = ["I am so happy for you!", "What a wonderful surprise, thank you."]
     activations = frozen_activations(base, texts, settings)
-    before = packed_loss(base, texts, activations, backward=False)
+    before = packed_loss(base, texts, activations)
     with merged(base, tune(base, texts, settings, seed=0, activations=activations)):
-        assert packed_loss(base, texts, activations, backward=False) < 0.7 * before
+        assert packed_loss(base, texts, activations) < 0.7 * before
 
 
 # ------------------------------------------------------------------ the engine
@@ -394,6 +394,31 @@ def test_owners_are_served_in_their_order_and_the_longest_request_first(engine, 
             finished = fulfil([])
     assert [owner for owner, _ in order] == ["game-1"] * 4 + ["game-0"] * 4
     assert order[0] == ("game-1", requests_of(1)[1][1].model.name)  # tuned and sampled twice; its start on the way
+
+
+@pytest.mark.parametrize("stack", [2, 64])
+def test_models_made_together_are_those_made_alone(engine, mapper, tmp_path, stack, monkeypatch):
+    """Stacks of any size, one of them with too little memory for more than two models at once."""
+    sizes = []
+
+    def tight(base, tasks, settings):
+        sizes.append(len(tasks))
+        if len(tasks) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return tune_stacked(base, tasks, settings)
+
+    monkeypatch.setattr("point_in_space_sim.engine.stacked.tune_stacked", tight)
+    requests = [order for number in (0, 1) for order in requests_of(number)]
+    together = fulfilled(replace(engine, stack=stack), mapper, tmp_path / "together", requests)
+    alone = fulfilled(engine, mapper, tmp_path / "alone", requests)
+    assert {key: sample.texts for key, sample in together.items()} == {k: sample.texts for k, sample in alone.items()}
+    for number in (0, 1):
+        weights = [
+            load_file(tmp_path / way / "kept" / f"game-{number}" / "adapter_model.safetensors")
+            for way in ("together", "alone")
+        ]
+        assert all(torch.allclose(weights[0][name], weights[1][name], atol=2e-5) for name in weights[1])
+    assert (max(sizes) > 2) == (stack > 2) and 2 in sizes
 
 
 def test_low_rank_products_are_those_of_peft(base):

@@ -10,10 +10,12 @@ from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, load_base_model
 from point_in_space_sim.engine.fine_tuning import merged, tune
 from point_in_space_sim.engine.sampling import (
-    _sample_tokens,
+    ATTEMPTS,
+    UniformStreams,
     distinct_2,
     draw_tokens,
     sample_comments,
+    sample_tokens,
 )
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
@@ -31,13 +33,17 @@ def adapter(base):
     return tune(base, ["what a day", "thank you so much"], TuningSettings(layers=2, rank=4, epochs=3), seed=0)
 
 
-def streams(count, seed=0):
-    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(count)]
+def one_token_each(logits, settings):
+    streams = UniformStreams([0], len(logits), ATTEMPTS + 1)
+    return draw_tokens(logits, settings, streams, torch.arange(len(logits))).numpy()
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.7), (2.0, 0.9)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.7), (2.0, 0.9), (30.0, 0.2), (30.0, 0.01)]
+)
 def test_draws_follow_the_tempered_nucleus(temperature, top_p):
-    """Chi-squared of 20,000 draws of 8 tokens against softmax, cut to the nucleus by a sort."""
+    """Chi-squared of 20,000 draws of 8 tokens against softmax, cut to the nucleus by a sort; also where most draws
+    fall outside it."""
     logits = torch.tensor([0.0, 1.0, -1.0, 2.5, 0.3, -3.0, 1.7, -torch.inf])
     expected = torch.softmax(logits.double() / temperature, 0).numpy()
     order = np.argsort(-expected)
@@ -46,7 +52,7 @@ def test_draws_follow_the_tempered_nucleus(temperature, top_p):
     expected /= expected.sum()
     count = 20_000
     settings = SamplingSettings(temperature=temperature, top_p=top_p)
-    drawn = np.bincount(draw_tokens(logits.expand(count, -1), settings, streams(count)), minlength=8)
+    drawn = np.bincount(one_token_each(logits.expand(count, -1), settings), minlength=8)
     assert drawn[expected == 0].sum() == 0
     possible = expected > 0
     chi_squared = ((drawn - count * expected)[possible] ** 2 / (count * expected[possible])).sum()
@@ -54,29 +60,25 @@ def test_draws_follow_the_tempered_nucleus(temperature, top_p):
 
 
 def test_a_uniform_number_at_either_end_draws_a_possible_token():
-    class Constant:
-        def __init__(self, value):
-            self.value = value
-
-        def random(self):
-            return self.value
-
+    streams = UniformStreams([0], 2, 1)
+    streams.numbers[:, 0] = torch.tensor([0.0, np.nextafter(1.0, 0.0)])
     logits = torch.full((2, 5000), -torch.inf)
     logits[:, [1000, 1001]] = 0.0
-    assert draw_tokens(logits, SETTINGS, [Constant(0.0), Constant(np.nextafter(1.0, 0.0))]) == [1000, 1001]
+    assert draw_tokens(logits, SETTINGS, streams, torch.arange(2)).tolist() == [1000, 1001]
 
 
 def test_decode_loop_equals_the_model_on_the_whole_prefix(base):
     """Every token again, from the logits that the model's own forward gives for prompt and comment so far."""
     count, ends = 6, {*base.end_tokens, *range(200, 240)}  # so many that rows end at different times
     with torch.inference_mode():
-        comments = _sample_tokens(base, count, 3, SETTINGS, ends)
+        comments = sample_tokens(base, count, [3], SETTINGS, ends)
         again = []
-        for stream in streams(count, 3):
+        streams = UniformStreams([3], count, SETTINGS.max_new_tokens)
+        for comment in range(count):
             tokens = []
             while len(tokens) < SETTINGS.max_new_tokens and not (tokens and tokens[-1] in ends):
                 logits = base.model(torch.tensor([[*base.prompt, *tokens]])).logits[:, -1]
-                tokens += draw_tokens(logits, SETTINGS, [stream])
+                tokens += draw_tokens(logits, SETTINGS, streams, torch.tensor([comment])).tolist()
             again.append(tokens)
     assert comments == again
     assert len({len(tokens) for tokens in comments}) > 1  # some rows left the batch early
@@ -114,7 +116,7 @@ def test_broken_comments_are_counted(base, monkeypatch):
     word, end = base.tokenizer("day")["input_ids"], base.tokenizer.eos_token_id
     space = base.tokenizer(" \n")["input_ids"]
     drawn = [[*word, end], [end], [*word, *word], [*space, end], [*space, *word, *space, *word, end]]
-    monkeypatch.setattr("point_in_space_sim.engine.sampling._sample_tokens", lambda *_: drawn)
+    monkeypatch.setattr("point_in_space_sim.engine.sampling.sample_tokens", lambda *_: drawn)
     samples = sample_comments(base, 5, 0, SETTINGS)
     assert samples.texts == ["day", "", "dayday", "", "day day"]
     assert samples.broken == 3 / 5

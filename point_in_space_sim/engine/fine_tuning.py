@@ -43,6 +43,8 @@ class FrozenActivations:
     comments: dict[str, torch.Tensor]  # text -> (tokens, width), the comment's own tokens without the end token
 
 
+CLIP = 1.0
+"""Of the gradient's norm, at most."""
 PACK_TOKENS = 512
 """Of the comments that go through the layers together, unless one alone has more: attention's memory grows with the
 square. Eight comments of the shipped corpus have 40 to 250."""
@@ -57,14 +59,18 @@ def encode_comment(base: BaseModel, text: str) -> list[int]:
 
 def in_packs(base: BaseModel, texts: Sequence[str]) -> list[list[str]]:
     """The texts in their order, cut into packs of at most PACK_TOKENS tokens and at least one text."""
-    packs: list[list[str]] = []
+    return [[texts[i] for i in pack] for pack in packs_of([len(encode_comment(base, text)) for text in texts])]
+
+
+def packs_of(lengths: Sequence[int]) -> list[list[int]]:
+    """The same for texts of so many tokens: their numbers, a list a pack."""
+    packs: list[list[int]] = []
     held = PACK_TOKENS
-    for text in texts:
-        tokens = len(encode_comment(base, text))
+    for number, tokens in enumerate(lengths):
         if held + tokens > PACK_TOKENS:
             packs.append([])
             held = 0
-        packs[-1].append(text)
+        packs[-1].append(number)
         held += tokens
     return packs
 
@@ -106,27 +112,36 @@ def tune(
     linearly to zero, comments shuffled every epoch. activations: those of a collection that includes all texts.
     The base model is unchanged afterwards. Raises InputError for no texts or settings below 1.
     """
+    check_tuning(texts, settings)
+    if base.has_plain_layers and activations is None:
+        activations = frozen_activations(base, texts, settings)
+    batches, init_seed = plan_steps(len(texts), settings, seed)
+    with _trainable(base, settings, start, init_seed) as (parameters, learnt):
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=len(batches))
+        for batch in batches:
+            add_gradient(base, [texts[i] for i in batch], activations)
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        return learnt()
+
+
+def check_tuning(texts: Sequence[str], settings: TuningSettings) -> None:
     if not texts:
         raise InputError("there are no comments to tune on")
     if min(settings.layers, settings.rank, settings.epochs, settings.batch_size) < 1 or settings.learning_rate <= 0:
         raise InputError(f"tuning needs layers, rank, epochs, batch size and learning rate above zero: {settings}")
-    if base.has_plain_layers and activations is None:
-        activations = frozen_activations(base, texts, settings)
+
+
+def plan_steps(texts: int, settings: TuningSettings, seed: int) -> tuple[list[np.ndarray], int]:
+    """Which of so many texts each step takes, and the seed of the adapter's first factors."""
     order_seed, init_seed = np.random.SeedSequence(seed).spawn(2)
     generator = np.random.default_rng(order_seed)
-    steps = settings.epochs * -(-len(texts) // settings.batch_size)
-    with _trainable(base, settings, start, int(init_seed.generate_state(1)[0])) as (parameters, learnt):
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-        for _ in range(settings.epochs):
-            shuffled = [texts[i] for i in generator.permutation(len(texts))]
-            for batch in np.array_split(np.array(shuffled, dtype=object), -(-len(texts) // settings.batch_size)):
-                add_gradient(base, list(batch), activations)
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-        return learnt()
+    a_step = -(-texts // settings.batch_size)
+    steps = [batch for _ in range(settings.epochs) for batch in np.array_split(generator.permutation(texts), a_step)]
+    return steps, int(init_seed.generate_state(1)[0])
 
 
 def add_gradient(base: BaseModel, texts: Sequence[str], activations: FrozenActivations | None) -> None:
@@ -134,52 +149,59 @@ def add_gradient(base: BaseModel, texts: Sequence[str], activations: FrozenActiv
     total = sum(len(encode_comment(base, text)) for text in texts)
     for pack in in_packs(base, texts):
         if activations is not None:
-            packed_loss(base, pack, activations, backward=True, total=total)
+            add_packed_gradient(base, pack, activations, total)
         else:
             share = sum(len(encode_comment(base, text)) for text in pack) / total
             (padded_loss(base, pack) * share).backward()
 
 
-def packed_loss(
-    base: BaseModel,
-    texts: Sequence[str],
-    activations: FrozenActivations,
-    backward: bool,
-    total: int | None = None,
-) -> float:
-    """Cross-entropy of the texts' completion tokens over `total`, by default their number: then it is their mean.
+def packed_loss(base: BaseModel, texts: Sequence[str], activations: FrozenActivations) -> float:
+    """Mean cross-entropy of the texts' completion tokens, through the layers from the first tuned one on."""
+    with torch.no_grad():
+        hidden, at = _packed_states(base, texts, activations)
+        logits = base.model.lm_head(hidden).float()
+        return float((logits.logsumexp(dim=1)[at[0]] - logits[at]).mean())
 
-    Through the layers from the first tuned one on. With `backward`, also adds its gradient to the trainable
-    parameters. The output head, which is frozen and by far the widest matrix, is applied to the rows that predict
-    something only, and its gradient is written out: softmax minus one at the target.
-    """
+
+def add_packed_gradient(base: BaseModel, texts: Sequence[str], activations: FrozenActivations, total: int) -> None:
+    """Adds to the trainable parameters the gradient of the texts' summed cross-entropy over `total`."""
+    hidden, at = _packed_states(base, texts, activations)
+    hidden.backward(head_gradient(base, hidden.detach(), at, total))
+
+
+At = tuple[torch.Tensor, torch.Tensor]
+"""Rows, and the tokens that they are to predict: (targets,) each. A row may have several."""
+
+
+def _packed_states(base: BaseModel, texts: Sequence[str], activations: FrozenActivations) -> tuple[torch.Tensor, At]:
+    """The output head's input at the tokens that predict something, (rows, width), and what they are to predict."""
     targets = [encode_comment(base, text) for text in texts]
     states = [activations.comments[text] for text in texts]
     prompt_length = len(activations.prompt)
     positions, mask = packed_layout(prompt_length, [len(state) for state in states], base.device)
     hidden = torch.cat([activations.prompt, *states])[None]
-    with torch.set_grad_enabled(backward):
-        hidden = run_layers(base.model, hidden, positions, first=activations.first_layer, mask=mask)[0]
-        # Row 0 is the prompt's last token, which predicts the first token of every comment.
-        hidden = base.model.model.norm(hidden[prompt_length - 1 :])
+    hidden = run_layers(base.model, hidden, positions, first=activations.first_layer, mask=mask)[0]
     rows, row = [], 1
     for target in targets:
+        # Row 0 is the prompt's last token, which predicts the first token of every comment.
         rows += [0, *range(row, row + len(target) - 1)]
         row += len(target) - 1
     at = (torch.tensor(rows, device=base.device), torch.tensor([*chain(*targets)], device=base.device))
-    with torch.no_grad():
-        logits = base.model.lm_head(hidden).float()
-        log_normaliser = logits.logsumexp(dim=1)
-        total = total or len(rows)
-        loss = float((log_normaliser[at[0]] - logits[at]).sum()) / total
-        if backward:
-            weights = torch.bincount(at[0], minlength=len(logits))[:, None].float()
-            gradient = torch.exp_(logits.sub_(log_normaliser[:, None])).mul_(weights)
-            gradient.index_put_(at, torch.tensor(-1.0, device=base.device), accumulate=True)
-            head_gradient = (gradient / total).to(hidden.dtype) @ base.model.lm_head.weight.to(hidden.dtype)
-    if backward:
-        hidden.backward(head_gradient)
-    return loss
+    return base.model.model.norm(hidden[prompt_length - 1 :]), at
+
+
+@torch.no_grad()
+def head_gradient(base: BaseModel, hidden: torch.Tensor, at: At, total: int | torch.Tensor) -> torch.Tensor:
+    """Gradient of the summed cross-entropy over `total` at the output head's input (rows, width), the same shape.
+
+    The head is frozen, and by far the widest matrix: it reads the rows that predict something only, and its gradient
+    is written out, softmax minus one at the target. total: of all rows, or (rows, 1), each row's.
+    """
+    logits = base.model.lm_head(hidden).float()
+    weights = torch.bincount(at[0], minlength=len(logits))[:, None].float()
+    gradient = torch.exp_(logits.sub_(logits.logsumexp(dim=1, keepdim=True))).mul_(weights)
+    gradient.index_put_(at, torch.tensor(-1.0, device=base.device), accumulate=True)
+    return (gradient / total).to(hidden.dtype) @ base.model.lm_head.weight.to(hidden.dtype)
 
 
 def padded_loss(base: BaseModel, texts: Sequence[str]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from point_in_space_sim.engine.guard import is_out_of_memory
@@ -58,10 +59,12 @@ def _grouped_query_attention(
 
     query (rows, heads, tokens, width), key and value (rows, key heads, keys, width), possibly of a wider type ->
     (rows, tokens, heads, width). On a CPU several times faster than torch's fused kernel: at one query a row, and
-    in the backward pass.
+    in the backward pass. On CUDA that kernel is taken: it never writes the scores down.
     """
     rows, heads, tokens, width = query.shape
     key_heads, keys = key.shape[1:3]
+    if query.device.type == "cuda":
+        return _fused_attention(query, key, value, mask, scaling), None
     grouped = (query * scaling).to(key.dtype).reshape(rows, key_heads, heads // key_heads * tokens, width)
     scores = (grouped @ key.transpose(2, 3)).view(rows, heads, tokens, keys)
     if mask is None and tokens > 1:
@@ -70,6 +73,23 @@ def _grouped_query_attention(
         scores = scores.masked_fill(~mask, -torch.inf)
     shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype).view(rows, key_heads, -1, keys)
     return (shares @ value).view(rows, heads, tokens, width).transpose(1, 2).to(query.dtype), None
+
+
+def _fused_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """The same by torch's kernel. At one token, which sees all keys, the heads of a key head are its tokens."""
+    rows, heads, tokens, width = query.shape
+    key_heads, keys = key.shape[1:3]
+    if mask is None and tokens == 1:
+        query = query.reshape(rows, key_heads, heads // key_heads, width)
+    else:
+        key, value = (part.repeat_interleave(heads // key_heads, dim=1) for part in (key, value))
+        if mask is None and keys > tokens:
+            mask = torch.ones(tokens, keys, dtype=torch.bool, device=query.device).tril(keys - tokens)
+    causal = mask is None and tokens > 1
+    found = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scaling)
+    return found.reshape(rows, heads, tokens, width).transpose(1, 2)
 
 
 AttentionInterface.register("grouped_query", _grouped_query_attention)
@@ -124,10 +144,10 @@ class KeyValueCache:
             store[:, :, : self.length] = held[:, :, : self.length]
         return store
 
-    def repeat(self, rows: int) -> None:
-        """Turns the only row into as many equal ones."""
+    def repeat(self, times: int) -> None:
+        """Turns every row into as many equal ones, one after another."""
         for layer, (keys, values) in self.layers.items():
-            self.layers[layer] = (keys.expand(rows, -1, -1, -1).clone(), values.expand(rows, -1, -1, -1).clone())
+            self.layers[layer] = (keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0))
 
     def move(self, sources: Sequence[int]) -> None:
         """Row i becomes what row sources[i] was; rows beyond them go. Only rows that move are copied."""

@@ -1,12 +1,13 @@
-"""A trial of all that a run will ask of its models, before anything is written."""
+"""A trial of all that a run will ask of its models, before anything is written; and how fast the device is."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from experiment.errors import InputError
-from point_in_space_sim.engine.base_model import BaseModel
+from point_in_space_sim.engine.base_model import BaseModel, native_dtype
 from point_in_space_sim.engine.fine_tuning import encode_comment, own_random_numbers, tune
 from point_in_space_sim.engine.guard import one_line
 from point_in_space_sim.engine.sampling import sample_comments
@@ -50,3 +51,23 @@ def _read_longest_sample(base: BaseModel, comment: list[int], sampling: Sampling
         tokens = [*base.prompt, *comment * (1 + sampling.max_new_tokens // len(comment))]
         with torch.no_grad():
             base.model(torch.tensor([tokens[: len(base.prompt) + sampling.max_new_tokens]], device=base.device))
+
+
+SIZES = {"cpu": 768, "cuda": 4096}
+
+
+def measured_rate(device: str) -> float:
+    """Floating-point operations a second of square matrices' products, on one thread of a CPU: the best of five."""
+    target = torch.device(device)
+    size = SIZES.get(target.type, SIZES["cpu"])
+    dtype = native_dtype(target) if target.type == "cuda" else torch.float32
+    matrix = torch.ones(size, size, device=target, dtype=dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # waits for the device
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    torch.set_num_threads(threads)
+    return best

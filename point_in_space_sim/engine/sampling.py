@@ -46,77 +46,126 @@ def sample_comments(
     plain = base.has_plain_layers
     if plain and settings.max_new_tokens > MAX_TOKENS:
         plain = base.is_plain_for(settings.max_new_tokens)
-    ends = base.end_tokens
     with merged(base, adapter), torch.inference_mode():
-        drawn = (_sample_tokens if plain else _generate_tokens)(base, count, seed, settings, ends)
+        drawn = (sample_tokens if plain else _generate_tokens)(base, count, [seed], settings, base.end_tokens)
+    return as_samples(base, drawn)
+
+
+def as_samples(base: BaseModel, drawn: Sequence[Sequence[int]]) -> Samples:
+    """Comments from their tokens, the end token among them where it was drawn."""
     texts, broken = [], 0
     for tokens in drawn:
-        ended = bool(tokens) and tokens[-1] in ends
+        ended = bool(tokens) and tokens[-1] in base.end_tokens
         text = " ".join(base.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True).split())
         texts.append(text)
         broken += not (ended and text)
-    return Samples(texts, broken / count)
+    return Samples(texts, broken / len(drawn))
 
 
-def _sample_tokens(
-    base: BaseModel, count: int, seed: int, settings: SamplingSettings, ends: set[int]
+def sample_tokens(
+    base: BaseModel, count: int, seeds: Sequence[int], settings: SamplingSettings, ends: set[int]
 ) -> list[list[int]]:
-    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(count)]
-    comments: list[list[int]] = [[] for _ in range(count)]
-    batch = list(range(count))  # which comment each row of the batch is
-    model, prompt_length = base.model, len(base.prompt)
+    """`count` comments after the prompt for every seed: lists of tokens, up to and with the first of `ends`.
+
+    With several seeds, row i of run_layers is the i-th part of all rows: a model of its own may be attached to each
+    (stacked.py), so ended rows stay in their places. With one, they leave the batch.
+    """
+    model, device, prompt_length = base.model, base.device, len(base.prompt)
+    streams = UniformStreams(seeds, count, settings.max_new_tokens * (ATTEMPTS + 1), device)
+    ending = torch.tensor(sorted(ends), device=device)
+    tokens = ending[0].repeat(len(seeds) * count, settings.max_new_tokens)
+    batch = torch.arange(len(tokens), device=device)  # which comment each row of the batch is
+    going_on = torch.ones_like(batch, dtype=torch.bool)
     cache = KeyValueCache()
-    ids = torch.tensor([base.prompt], device=base.device)
-    # Once for all rows.
+    # Once for all comments of a seed.
+    ids = torch.tensor([base.prompt], device=device).expand(len(seeds), -1)
     hidden = run_layers(model, model.model.embed_tokens(ids), torch.arange(prompt_length)[None], cache=cache)
     cache.length = prompt_length
     cache.repeat(count)
-    hidden = hidden[:, -1:].expand(count, 1, -1)
+    hidden = hidden[:, -1:].repeat_interleave(count, 0)
     for step in range(settings.max_new_tokens):
-        logits = model.lm_head(model.model.norm(hidden[:, -1]))
-        drawn = draw_tokens(logits, settings, [streams[comment] for comment in batch])
-        for comment, token in zip(batch, drawn, strict=True):
-            comments[comment].append(token)
-        going_on = [row for row, comment in enumerate(batch) if comments[comment][-1] not in ends]
-        if not going_on or step + 1 == settings.max_new_tokens:
+        drawn = draw_tokens(model.lm_head(model.model.norm(hidden[:, -1])), settings, streams, batch)
+        tokens[batch, step] = drawn
+        going_on &= ~torch.isin(drawn, ending)
+        left = int(going_on.sum())
+        if not left or step + 1 == settings.max_new_tokens:
             break
-        if len(going_on) < len(batch):
-            rows = filled_from_the_end(going_on)
-            batch, drawn = [batch[row] for row in rows], [drawn[row] for row in rows]
+        if len(seeds) == 1 and left < len(batch):
+            rows = filled_from_the_end(going_on.nonzero()[:, 0].tolist())
+            batch, drawn, going_on = batch[rows], drawn[rows], going_on[rows]
             cache.move(rows)
-        hidden = model.model.embed_tokens(torch.tensor(drawn, device=base.device))[:, None]
-        hidden = run_layers(model, hidden, torch.tensor([[cache.length]]), cache=cache)
+        positions = torch.full((1, 1), cache.length, device=device)
+        hidden = run_layers(model, model.model.embed_tokens(drawn)[:, None], positions, cache=cache)
         cache.length += 1
-    return comments
+    return [_up_to_the_end(row, ends) for row in tokens[:, : step + 1].tolist()]
 
 
-def draw_tokens(logits: torch.Tensor, settings: SamplingSettings, streams: Sequence[np.random.Generator]) -> list[int]:
+ATTEMPTS = 16
+"""Uniform numbers tried for a token, before the nucleus is sorted out."""
+
+
+class UniformStreams:
+    """A random stream for every comment, spawned from its model's seed, with so many uniform numbers drawn ahead."""
+
+    def __init__(self, seeds: Sequence[int], count: int, ahead: int, device: torch.device | str = "cpu") -> None:
+        children = [child for seed in seeds for child in np.random.SeedSequence(seed).spawn(count)]
+        self.numbers = torch.tensor(
+            np.stack([np.random.default_rng(child).random(ahead) for child in children]), device=device
+        )
+        self.used = torch.zeros(len(children), dtype=torch.long, device=device)
+
+    def draw(self, comments: torch.Tensor) -> torch.Tensor:
+        """The next number of each of these comments' streams, (comments,) float64."""
+        numbers = self.numbers[comments, self.used[comments]]
+        self.used[comments] += 1
+        return numbers
+
+
+def draw_tokens(
+    logits: torch.Tensor, settings: SamplingSettings, streams: UniformStreams, comments: torch.Tensor
+) -> torch.Tensor:
     """One token a row from softmax(logits / temperature), restricted to the nucleus (Holtzman et al., 2020).
 
     By inverting the cumulative distribution: one uniform number a row instead of one a token. A token outside the
     nucleus (the tokens that are likelier than it already hold top_p) is drawn again, which is the restricted
-    distribution without a sort of the vocabulary.
+    distribution without a sort of the vocabulary; only after ATTEMPTS tries is it sorted. comments: (rows,), whose
+    streams are drawn from.
     """
     probabilities = torch.softmax(logits.float() / settings.temperature, dim=1)
     cumulative = probabilities.cumsum(dim=1)
-    tokens = torch.zeros(len(streams), dtype=torch.long, device=logits.device)
-    open_rows = torch.arange(len(streams), device=logits.device)
-    while len(open_rows):
-        uniform = torch.tensor([streams[row].random() for row in open_rows.tolist()], device=logits.device)
-        rows = cumulative[open_rows]
-        # A uniform number rounded up to the very end would point past the last token that has any probability.
-        level = (uniform.to(rows.dtype)[:, None] * rows[:, -1:]).minimum(rows[:, -1:].nextafter(torch.tensor(0.0)))
-        tokens[open_rows] = torch.searchsorted(rows, level, right=True)[:, 0]
-        if settings.top_p == 1:
-            break
-        chosen = probabilities[open_rows].gather(1, tokens[open_rows][:, None])
-        likelier = probabilities[open_rows].where(probabilities[open_rows] > chosen, 0).sum(dim=1)
+    tokens = _invert(cumulative, streams.draw(comments))
+    if settings.top_p == 1:
+        return tokens
+    open_rows = torch.arange(len(tokens), device=logits.device)
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            tokens[open_rows] = _invert(cumulative[open_rows], streams.draw(comments[open_rows]))
+        rows = probabilities[open_rows] if attempt else probabilities
+        likelier = rows.where(rows > rows.gather(1, tokens[open_rows, None]), 0).sum(dim=1)
         open_rows = open_rows[likelier >= settings.top_p]
-    return tokens.tolist()
+        if not len(open_rows):
+            return tokens
+    likeliest, order = probabilities[open_rows].sort(dim=1, descending=True)
+    inside = likeliest.where(likeliest.cumsum(dim=1) - likeliest < settings.top_p, 0).cumsum(dim=1)
+    places = _invert(inside, streams.draw(comments[open_rows]))
+    tokens[open_rows] = order.gather(1, places[:, None])[:, 0]
+    return tokens
+
+
+def _invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Where each row's cumulative weights first exceed its share `uniform` of their sum."""
+    total = cumulative[:, -1:]
+    # A uniform number rounded up to the very end would point past the last token that has any probability.
+    level = (uniform.to(total.dtype)[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, level, right=True)[:, 0]
+
+
+def _up_to_the_end(tokens: list[int], ends: set[int]) -> list[int]:
+    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def _generate_tokens(
-    base: BaseModel, count: int, seed: int, settings: SamplingSettings, ends: set[int]
+    base: BaseModel, count: int, seeds: Sequence[int], settings: SamplingSettings, ends: set[int]
 ) -> list[list[int]]:
     """The same through the model's own `generate`, for architectures without plain layers."""
     ids = torch.tensor([base.prompt], device=base.device)
@@ -131,10 +180,10 @@ def _generate_tokens(
         pad_token_id=base.tokenizer.eos_token_id,
     )
     with own_random_numbers(base.device):
-        torch.manual_seed(seed)
+        torch.manual_seed(*seeds)
         rows = base.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=drawing)
         rows = rows[:, len(base.prompt) :].tolist()
-    return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+    return [_up_to_the_end(row, ends) for row in rows]
 
 
 def distinct_2(texts: Sequence[str]) -> float:

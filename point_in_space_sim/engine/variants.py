@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from experiment.errors import InputError
 from experiment.parallel import workers
 from experiment.run_folder import load_arrays, save_arrays
+from point_in_space_sim.engine import stacked
 from point_in_space_sim.engine.base_model import BaseModel, load_base_model
 from point_in_space_sim.engine.fine_tuning import (
     Adapter,
@@ -58,6 +59,9 @@ _glibc = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.CDLL(No
 _base_in_use = Lock()  # a worker's base model is changed while it is tuned, and a cluster's worker may have threads
 Fulfil = Callable[[Sequence[Order]], list[Finished]]
 
+STACK = 64
+"""Models that a GPU makes together: by then its kernels take longer than to start them."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -69,6 +73,7 @@ class Engine:
     tuning: TuningSettings
     sampling: SamplingSettings
     samples: int  # comments a sample
+    stack: int = 1  # models that are made together
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def fulfilment(
         jobs = min(jobs, max(len(devices), 1))
     owners: dict[str, int] = {}
     waiting: dict[tuple[str, str], list[Request]] = {}  # by owner and model
-    running: dict[Future[Made], tuple[str, list[Request]]] = {}
+    running: dict[Future[list[Made]], list[tuple[str, list[Request]]]] = {}
 
     def finish(owner: str, requests: Sequence[Request], costs: int) -> list[Finished]:
         folder = scratch / owner
@@ -135,22 +140,32 @@ def fulfilment(
         def start_some() -> list[Finished]:
             """Has the workers, and one task a worker more, so that none waits, do what comes next."""
             found: list[Finished] = []
-            busy = {(owner, name_of(requests[0].model)) for owner, requests in running.values()}
+            busy = {(owner, name_of(requests[0].model)) for task in running.values() for owner, requests in task}
             costs = {key: _cost(engine, scratch / key[0], requests) for key, requests in waiting.items()}
+            together: list[tuple[str, list[Request]]] = []
+            stack = min(engine.stack, -(-len(waiting) // at_once))  # so that no worker gets them all
             for key in sorted(waiting, key=lambda key: (owners[key[0]], -costs[key])):
                 if len(running) >= at_once + (at_once > 1):
                     break
                 if key in busy:  # its model is being made
                     continue
-                requests = waiting.pop(key)
-                (missing,) = merge_requests(requests)
-                missing = _missing(scratch / key[0], missing)
-                if costs[key] or not _is_made(scratch / key[0], missing.model):
-                    given = _given(scratch / key[0], missing.model)
-                    running[submit(partial(make, engine, given), missing)] = (key[0], requests)
+                if costs[key] or not _is_made(scratch / key[0], waiting[key][0].model):
+                    together.append((key[0], waiting.pop(key)))
                 else:
-                    found += finish(key[0], requests, 0)
+                    found += finish(key[0], waiting.pop(key), 0)
+                if len(together) == stack:
+                    start(together)
+                    together = []
+            if together:
+                start(together)
             return found
+
+        def start(together: list[tuple[str, list[Request]]]) -> None:
+            orders = []
+            for owner, requests in together:
+                (request,) = merge_requests(requests)
+                orders.append((_given(scratch / owner, request.model), _missing(scratch / owner, request)))
+            running[submit(partial(make, engine), orders)] = together
 
         def fulfil(orders: Sequence[Order]) -> list[Finished]:
             for owner, request in orders:
@@ -161,38 +176,85 @@ def fulfilment(
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 # What is finished is saved before another's error ends the run.
                 for future in sorted(done, key=lambda future: future.exception() is not None):
-                    owner, requests = running.pop(future)
-                    cost = _cost(engine, scratch / owner, requests)
-                    _save_made(engine, scratch / owner, requests[0].model, future.result())
-                    found += finish(owner, requests, cost)
+                    for (owner, requests), made in zip(running.pop(future), future.result(), strict=True):
+                        cost = _cost(engine, scratch / owner, requests)
+                        _save_made(engine, scratch / owner, requests[0].model, made)
+                        found += finish(owner, requests, cost)
             return found
 
         yield fulfil
 
 
-def make(engine: Engine, given: Mapping[str, Adapter], request: Request) -> Made:
-    """Makes a model, unless it is among the given, which are those that it starts from too, and draws its samples.
+Task = tuple[Mapping[str, Adapter], Request]
+"""A request, and the adapters that its model starts from, by their models' names; or the model's own, if made."""
+
+
+def make(engine: Engine, orders: Sequence[Task]) -> list[Made]:
+    """Makes each model, unless it is among the given, and draws its samples.
 
     On a CPU a model is made by one thread: sums come in the same order whatever --jobs is, and several models at once
-    use the cores better than one on all of them.
+    use the cores better than one on all of them. Several orders are made together, as far as a device's memory goes.
     """
     torch.set_num_threads(1)
     return_large_memory_at_once()
     try:
         with _base_in_use:
             base = cached_base_model(engine.base_model, engine.device, engine.prompt)
-            adapter = None if request.model is None else _adapter(engine, base, given, request.model)
-            samples = {
-                sample: sample_comments(base, engine.samples, sample, engine.sampling, adapter)
-                for sample in request.samples
-            }
+            if len(orders) > 1 and stacked.can_stack(base, engine.tuning):
+                made = _make_stacked(engine, base, orders)
+            else:
+                made = [_make_one(engine, base, *order) for order in orders]
     except RuntimeError as error:
-        if is_out_of_memory(error):
+        if not is_out_of_memory(error):
+            raise
+        if len(orders) == 1:
             raise MemoryError(reason(error)) from error
-        raise
-    new = None if name_of(request.model) in given else adapter
-    return_memory(collect=new is not None)  # what tuning leaves behind refers to itself
-    return Made(new, samples)
+        made = []
+    if not made:  # too many at once
+        return_memory()
+        torch.cuda.empty_cache()
+        half = len(orders) // 2
+        return [*make(engine, orders[:half]), *make(engine, orders[half:])]
+    return_memory(collect=any(each.adapter is not None for each in made))  # what tuning leaves behind refers to itself
+    return made
+
+
+def _make_one(engine: Engine, base: BaseModel, given: Mapping[str, Adapter], request: Request) -> Made:
+    adapter = None if request.model is None else _adapter(engine, base, given, request.model)
+    samples = {
+        sample: sample_comments(base, engine.samples, sample, engine.sampling, adapter) for sample in request.samples
+    }
+    return Made(None if name_of(request.model) in given else adapter, samples)
+
+
+def _make_stacked(engine: Engine, base: BaseModel, orders: Sequence[Task]) -> list[Made]:
+    """The same in two stacks, one of models to tune and one of samples to draw."""
+    tasks: dict[int, stacked.Task] = {}
+    adapters: dict[int, Adapter | None] = {}
+    for i, (given, request) in enumerate(orders):
+        model = request.model
+        if isinstance(model, Tuned) and model.name not in given:
+            start = None if model.start is None else _adapter(engine, base, given, model.start)
+            tasks[i] = stacked.Task(model.texts, model.seed, start, _activations(engine, model))
+        else:
+            adapters[i] = None if model is None else _adapter(engine, base, given, model)
+    if tasks:
+        adapters |= dict(zip(tasks, stacked.tune_stacked(base, list(tasks.values()), engine.tuning), strict=True))
+    draws = [(i, sample) for i, (_, request) in enumerate(orders) for sample in request.samples]
+    drawn = (
+        stacked.sample_stacked(
+            base, [(adapters[i], sample) for i, sample in draws], engine.samples, engine.tuning, engine.sampling
+        )
+        if draws
+        else []
+    )
+    samples: list[dict[int, Samples]] = [{} for _ in orders]
+    for (i, sample), found in zip(draws, drawn, strict=True):
+        samples[i][sample] = found
+    return [
+        Made(None if name_of(request.model) in given else adapters[i], samples[i])
+        for i, (given, request) in enumerate(orders)
+    ]
 
 
 def _adapter(engine: Engine, base: BaseModel, given: Mapping[str, Adapter], model: Tuned | Averaged) -> Adapter:
@@ -204,11 +266,13 @@ def _adapter(engine: Engine, base: BaseModel, given: Mapping[str, Adapter], mode
         parts = [_adapter(engine, base, given, part) for part in model.models]
         return average_adapters(parts, engine.tuning.rank)[0]
     start = None if model.start is None else _adapter(engine, base, given, model.start)
-    activations = None
-    if base.has_plain_layers:
-        key = (engine.base_model, engine.device, engine.prompt)
-        activations = _cached_activations(*key, model.pool or model.texts, engine.tuning)
+    activations = _activations(engine, model) if base.has_plain_layers else None
     return tune(base, model.texts, engine.tuning, model.seed, start, activations)
+
+
+def _activations(engine: Engine, model: Tuned) -> FrozenActivations:
+    key = (engine.base_model, engine.device, engine.prompt)
+    return _cached_activations(*key, model.pool or model.texts, engine.tuning)
 
 
 def _given(folder: Path, model: Model) -> dict[str, Adapter]:
@@ -334,7 +398,7 @@ def cached_base_model(name: str, device: str, prompt: str) -> BaseModel:
     return load_base_model(name, device, prompt=prompt)
 
 
-@lru_cache(maxsize=4)  # a few games side by side
+@lru_cache(maxsize=16)  # a few games side by side
 def _cached_activations(
     name: str, device: str, prompt: str, pool: Texts, settings: TuningSettings
 ) -> FrozenActivations:
