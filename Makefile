@@ -26,6 +26,7 @@ reference: $(VENV)/installed
 	$(BIN)/python $(GROUPING)/study_attribution.py
 	$(BIN)/python $(SPACE)/study_hyperparameters.py
 	$(BIN)/python $(SPACE)/run.py --preset reference --overwrite
+	$(BIN)/python $(SPACE)/study_pools.py
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,9 +1,9 @@
 """Tuning and sampling of one variant: this repository against the straightforward way, both run here and now.
 
-The straightforward way is what the libraries' documentation shows: float32, transformers' Trainer with a PEFT adapter
-on all layers, padded batches, `generate` with the adapter attached. Same comments, epochs, rank, comments a step and
-sampling settings; the learning rate is each side's own, and several are tried for the straightforward way. Both sides'
-comments are mapped and compared by their distance to the centroid.
+The straightforward way at its best: transformers' Trainer in our precision with a PEFT adapter on our layers, batches
+of comments of like length, then one `generate` of all rows with the adapter merged. Same comments, epochs, rank,
+comments a step and sampling settings; the learning rate is each side's own, and several are tried for the
+straightforward way. Both sides' comments are mapped and compared by their distance to the centroid.
 
     python benchmarks/bench_tuning_and_sampling.py                one thread, as run.py gives each of its models
     python benchmarks/bench_tuning_and_sampling.py --threads 2
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 from experiment.errors import InputError
@@ -30,6 +30,7 @@ from point_in_space_sim.engine.fine_tuning import (
     encode_comment,
     first_tuned_layer,
     frozen_activations,
+    lora_config,
     tune,
 )
 from point_in_space_sim.engine.sampling import distinct_2, sample_comments
@@ -77,17 +78,8 @@ def straightforward(base: BaseModel, texts: list[str], settings: Settings, learn
     """The same with Trainer and generate. `base` gives prompt, tokenizer and weights; the model is loaded anew."""
     tuning, sampling = TuningSettings(), SamplingSettings()
     set_seed(settings.seed)
-    linear = sorted(
-        {
-            name.split(".")[-1]
-            for name, module in base.model.model.layers.named_modules()
-            if isinstance(module, torch.nn.Linear)
-        }
-    )
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, use_safetensors=True),
-        LoraConfig(r=tuning.rank, lora_alpha=2 * tuning.rank, target_modules=linear, task_type="CAUSAL_LM"),
-    )
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=base.dtype, use_safetensors=True)
+    model = get_peft_model(model, lora_config(base, tuning))
     rows = [
         {
             "input_ids": base.prompt + (target := encode_comment(base, text)),
@@ -107,6 +99,7 @@ def straightforward(base: BaseModel, texts: list[str], settings: Settings, learn
                 per_device_train_batch_size=tuning.batch_size,
                 learning_rate=learning_rate,
                 seed=settings.seed,
+                train_sampling_strategy="group_by_length",
                 report_to="none",
                 save_strategy="no",
                 logging_strategy="no",
@@ -116,7 +109,7 @@ def straightforward(base: BaseModel, texts: list[str], settings: Settings, learn
         ).train()
     tuned = time.perf_counter()
     prompt = torch.tensor([base.prompt], device=base.device)
-    model.eval()
+    model = model.merge_and_unload().eval()
     with torch.no_grad():
         drawn = model.generate(
             input_ids=prompt,
@@ -175,13 +168,20 @@ def main(settings: Settings) -> None:
     vectors = map_texts(mapper, corpus.texts, cache_folder() / "vectors")
     neighbourhood = find_neighbourhood(emotion_target(settings.emotion, vectors), vectors, 100)
     texts = [corpus.texts[i] for i in neighbourhood.members[: settings.comments]]
-    native, single = load_base_model(), load_base_model(dtype=torch.float32)
+    bases = {str(base.dtype).removeprefix("torch."): base for base in (load_base_model(dtype=torch.float32),)}
+    native = load_base_model()
+    bases[str(native.dtype).removeprefix("torch.")] = native
     torch.mm(torch.randn(2048, 2048), torch.randn(2048, 2048))  # starts the threads
-    rows = [(f"this repository, {str(native.dtype).removeprefix('torch.')}", native, ours(native, texts, settings))]
-    if native.dtype != single.dtype:
-        rows.append(("this repository, float32", single, ours(single, texts, settings)))
-    for rate in settings.learning_rates:
-        rows.append((f"Trainer, generate, float32, {rate:g}", single, straightforward(single, texts, settings, rate)))
+    rows = []
+    for precision, base in bases.items():
+        peers = [
+            (f"Trainer, generate, {precision}, {rate:g}", base, straightforward(base, texts, settings, rate))
+            for rate in settings.learning_rates
+        ]
+        # The quickest of the straightforward ones.
+        total = min(row["tuning"] + row["sampling"] for *_, row in peers)
+        own = (f"this repository, {precision}", base, ours(base, texts, settings))
+        rows += [(*row, total) for row in (own, *peers)]
 
     print(
         f"{len(texts)} comments nearest to {settings.emotion}, {TuningSettings().epochs} epochs, {settings.samples} "
@@ -191,16 +191,14 @@ def main(settings: Settings) -> None:
         f"{'':32}{'tuning s':>9}{'sampling s':>11}{'total s':>9}{'ratio':>7}{'distance (95 %)':>24}"
         f"{'broken':>8}{'distinct-2':>11}"
     )
-    # The quickest of the straightforward ones.
-    total = min(row["tuning"] + row["sampling"] for *_, row in rows if "work" not in row)
-    for name, _, row in rows:
+    for name, _, row, total in rows:
         mean, low, high = mean_interval(distances_to(neighbourhood.centroid, mapper(row["texts"])))
         seconds = row["tuning"] + row["sampling"]
         print(
             f"{name:32}{row['tuning']:9.1f}{row['sampling']:11.1f}{seconds:9.1f}{total / seconds:7.1f}"
             f"{mean:10.3f} [{low:.3f}, {high:.3f}]{row['broken']:8.2f}{distinct_2(row['texts']):11.2f}"
         )
-    for name, base, row in rows:
+    for name, base, row, _ in rows:
         if "work" not in row:
             continue
         best = peak(base.dtype)
