@@ -540,3 +540,19 @@ def test_targets_names_as_file_names():
     slugs = [slug(name) for name in names]
     assert len(set(slugs)) == len(names)
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and len(name) < 50 for name in slugs)
+
+
+def test_the_pools_of_the_study_can_be_run_and_have_one_size():
+    from point_in_space_sim import study_pools
+    from point_in_space_sim.main import planned_pool
+    from point_in_space_sim.settings import check_settings
+
+    runs = study_pools.pools(study_pools.Settings(real="comments.tsv"))
+    assert len(runs) == 7
+    for name, own in runs.items():
+        check_settings(own)
+        pool = planned_pool(own)
+        assert len(pool.texts) == (100 if name == "real" else 96)
+        off = study_pools.OFF_TARGET.get(name.partition("-")[0], 0)
+        assert len(pool.texts) - len(pool.on_target) == 8 * off
+        assert len(pool.units) == (12 if name.endswith("user") else len(pool.texts))
