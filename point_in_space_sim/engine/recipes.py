@@ -54,11 +54,15 @@ def name_of(model: Model) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """A model that is to be made, the seeds of the samples to draw from it, and under which names to keep it."""
+    """A model that is to be made, the seeds of the samples to draw from it, and under which names to keep it.
+
+    discard: only its samples are wanted, its weights are not stored.
+    """
 
     model: Model
     samples: tuple[int, ...] = ()
     keep_as: tuple[str, ...] = ()
+    discard: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,11 @@ def merge_requests(requests: Sequence[Request]) -> list[Request]:
     """One request a model, in order of first mention."""
     merged: dict[str, Request] = {}
     for request in requests:
-        known = merged.get(name_of(request.model), Request(request.model))
+        known = merged.get(name_of(request.model), Request(request.model, discard=True))
         merged[name_of(request.model)] = Request(
             request.model,
             tuple(dict.fromkeys(known.samples + request.samples)),
             tuple(dict.fromkeys(known.keep_as + request.keep_as)),
+            known.discard and request.discard,
         )
     return list(merged.values())

@@ -149,7 +149,7 @@ def fulfilment(
                     break
                 if key in busy:  # its model is being made
                     continue
-                if costs[key] or not _is_made(scratch / key[0], waiting[key][0].model):
+                if costs[key] or _lacks_weights(scratch / key[0], waiting[key]):
                     together.append((key[0], waiting.pop(key)))
                 else:
                     found += finish(key[0], waiting.pop(key), 0)
@@ -178,7 +178,7 @@ def fulfilment(
                 for future in sorted(done, key=lambda future: future.exception() is not None):
                     for (owner, requests), made in zip(running.pop(future), future.result(), strict=True):
                         cost = _cost(engine, scratch / owner, requests)
-                        _save_made(engine, scratch / owner, requests[0].model, made)
+                        _save_made(engine, scratch / owner, merge_requests(requests)[0], made)
                         found += finish(owner, requests, cost)
             return found
 
@@ -295,18 +295,26 @@ def _cost(engine: Engine, folder: Path, requests: Sequence[Request]) -> int:
     """What is left to do of one model's requests, in comments that go through the model: once an epoch of tuning, and
     once when sampled."""
     (request,) = merge_requests(requests)
+    drawn = engine.samples * len(_missing(folder, request).samples)
     tuned = len(request.model.texts) if isinstance(request.model, Tuned) else 0
-    if _is_made(folder, request.model):
+    if (not drawn and not _lacks_weights(folder, requests)) or _is_made(folder, request.model):
         tuned = 0
-    return tuned * engine.tuning.epochs + engine.samples * len(_missing(folder, request).samples)
+    return tuned * engine.tuning.epochs + drawn
+
+
+def _lacks_weights(folder: Path, requests: Sequence[Request]) -> bool:
+    """Whether the model's weights are wanted and not on disk."""
+    (request,) = merge_requests(requests)
+    return not request.discard and not _is_made(folder, request.model)
 
 
 def _is_made(folder: Path, model: Model) -> bool:
     return model is None or _model_path(folder, model).is_dir()
 
 
-def _save_made(engine: Engine, folder: Path, model: Model, made: Made) -> None:
-    if model is not None and made.adapter is not None:
+def _save_made(engine: Engine, folder: Path, request: Request, made: Made) -> None:
+    model = request.model
+    if model is not None and made.adapter is not None and not request.discard:
         _save_folder(_model_path(folder, model), folder, partial(_save_weights, made.adapter, engine))
     for sample, drawn in made.samples.items():
         arrays = {"texts": np.array(drawn.texts, dtype=str), "broken": np.array(drawn.broken)}

@@ -1,0 +1,155 @@
+"""A run's figures, from its tables and, for the figure of the people, from what was played."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from crowd_fine_tuning_sim.results import CASE, COMBINATION, ESTIMATES, Played, Tables
+from crowd_fine_tuning_sim.settings import KINDS
+from experiment.figures import COLOURS, LINES, MARKERS, new_figure, save_figure
+from experiment.statistics import mean_interval
+
+GREY = "#666666"
+KIND_MARKERS = dict(zip((*KINDS, "real"), MARKERS, strict=True))
+
+
+def write_figures(folder: Path, tables: Tables, played: Sequence[Played]) -> list[str]:
+    """Draws what the tables allow, each as .png and .pdf; gives the names."""
+    figures = {"progress": progress_figure(tables["progress"])}
+    if tables["points"]["shapley"].notna().any():
+        figures["agreement"] = agreement_figure(tables["points"], tables["estimates"], tables["users"])
+        figures["coalitions"] = coalitions_figure(tables["coalitions"])
+    figures["people"] = people_figure(played[0], tables["points"], tables["users"])
+    for name, figure in figures.items():
+        save_figure(figure, folder, name)
+    return list(figures)
+
+
+def standardised(values: pd.Series) -> pd.Series:
+    spread = values.std()
+    return (values - values.mean()) / spread if spread > 0 else values * 0.0
+
+
+def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.DataFrame) -> Figure:
+    """A panel a scoring, then a panel an estimate: each against the Shapley values by retraining, in standard
+    deviations within a crowd's repetition, people of all crowds; bars: one standard error of the Shapley value."""
+    metric = points["metric"].iloc[0]
+    points = points[points["metric"] == metric].copy()
+    spread = points.groupby([*CASE, *COMBINATION])["shapley"].transform("std")
+    points["error"] = points["standard_error"] / spread
+    shown: list[tuple[str, pd.DataFrame, str]] = []
+    several = points["grouping"].nunique() > 1
+    for (grouping, _, scoring), own in points.groupby(COMBINATION, sort=False):
+        shown.append((f"{scoring} points" + (f", {grouping}" if several else ""), own, "points"))
+    errors = points.drop_duplicates([*CASE, "user"]).set_index([*CASE, "user"])["error"]
+    for name, (_, title, _) in ESTIMATES.items():
+        own = estimates[(estimates["metric"] == metric) & (estimates["estimate"] == name)]
+        if own["value"].notna().any():
+            shown.append((title, own.join(errors, on=[*CASE, "user"]), "value"))
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, axes = new_figure(rows, columns, width=7.4, height=0.5 + 2.0 * rows, sharex=True, sharey=True)
+    kinds = users.set_index(["target", "crowd", "user"])["kind"]
+    for panel, (title, own, column) in zip(axes.flat, shown, strict=False):
+        own = own.join(kinds, on=["target", "crowd", "user"])
+        x = own.groupby(CASE)["shapley"].transform(standardised)
+        y = own.groupby(CASE)[column].transform(standardised)
+        for number, kind in enumerate(KIND_MARKERS):
+            of = own["kind"] == kind
+            if of.any():
+                style: Any = {"fmt": KIND_MARKERS[kind], "color": COLOURS[number], "markersize": 3.5, "elinewidth": 0.7}
+                panel.errorbar(x[of], y[of], xerr=own["error"][of], label=kind, alpha=0.8, **style)
+        panel.axline((0, 0), slope=1, color=GREY, linewidth=0.7, linestyle=":")
+        r = pd.Series({key: np.corrcoef(x[o.index], y[o.index])[0, 1] for key, o in own.groupby(CASE)})
+        panel.set_title(f"{title}\nmean r = {r.mean():.2f}" if r.notna().any() else f"{title}\nno spread", fontsize=8)
+    for panel in axes.flat[len(shown) :]:
+        panel.set_visible(False)
+    figure.supxlabel(f"Shapley value by retraining ({metric}; standard deviations within a crowd)", fontsize=8)
+    figure.supylabel("points or estimate (the same)", fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=7, fontsize=7)
+    return figure
+
+
+def coalitions_figure(coalitions: pd.DataFrame) -> Figure:
+    """A panel a metric: each coalition's value by retraining against its value in the game of mean text vectors."""
+    metrics = list(dict.fromkeys(coalitions["metric"]))
+    figure, axes = new_figure(1, len(metrics), width=max(4.2, 3.2 * len(metrics)), height=3.4)
+    sizes = coalitions["coalition"].str.count("1")
+    norm = Normalize(0, sizes.max())
+    for panel, metric in zip(axes[0], metrics, strict=True):
+        own = coalitions[coalitions["metric"] == metric]
+        of = sizes[own.index]
+        marks = panel.scatter(own["static_value"], own["value"], c=of, cmap="cividis", norm=norm, s=10, linewidths=0)
+        marks.set_alpha(0.8)
+        r2 = own.groupby(CASE)[["value", "static_value"]].apply(lambda o: o.corr().iloc[0, 1] ** 2)
+        panel.set_title(f"{metric}: mean R$^2$ = {r2.mean():.2f} within a crowd", fontsize=8)
+        panel.set_xlabel("value in the game of mean text vectors")
+    axes[0, 0].set_ylabel("value by retraining")
+    figure.colorbar(ScalarMappable(norm, "cividis"), ax=axes[0], label="people in the coalition")
+    return figure
+
+
+def progress_figure(progress: pd.DataFrame) -> Figure:
+    """A panel a metric and grouping: distance by round, a colour a scoring; language models and vectors."""
+    panels_of = list(progress.groupby(["grouping", "metric"], sort=False))
+    figure, axes = new_figure(1, len(panels_of), width=max(4.6, 3.0 * len(panels_of)), height=3.4, sharey=True)
+    cases = progress.groupby(CASE).ngroups
+    for panel, ((grouping, metric), own) in zip(axes[0], panels_of, strict=True):
+        for number, (scoring, by_scoring) in enumerate(own.groupby("scoring", sort=False)):
+            for world, line in (("text", LINES[0]), ("vector", LINES[1])):
+                wide = by_scoring[by_scoring["world"] == world].pivot(index="round", columns=CASE, values="distance")
+                mean, low, high = mean_interval(wide.to_numpy())
+                style: Any = {"color": COLOURS[number], "linestyle": line, "marker": MARKERS[number]}
+                label = f"{scoring}, {'language models' if world == 'text' else 'vectors'}"
+                panel.plot(wide.index, mean, label=label, markersize=3, linewidth=1.2, **style)
+                if cases > 1 and world == "text":
+                    panel.fill_between(wide.index, low, high, color=COLOURS[number], alpha=0.12, linewidth=0)
+        panel.set_title(f"{grouping}, {metric}", fontsize=8)
+        panel.set_xlabel("round")
+        panel.set_ylim(0, None)
+    axes[0, 0].set_ylabel("distance to the centroid (L2)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    note = f"means over {cases} repetitions, bands: 95 % intervals" if cases > 1 else "one repetition"
+    legend: Any = {"loc": "outside upper center", "ncols": 3, "fontsize": 7, "title": note, "title_fontsize": 7}
+    figure.legend(handles, labels, **legend)
+    return figure
+
+
+def people_figure(played: Played, points: pd.DataFrame, users: pd.DataFrame) -> Figure:
+    """The first crowd: each person's mean vector, the centroid, and what models write, in the plane in which they
+    differ most; each person with their kind and Shapley value by retraining."""
+    means, centroid, base = played.means, played.case.crowd.centroid.astype(float), played.base
+    final = next(iter(played.competitions.values()))["judged"][-1].astype(float)
+    everybody = played.retraining["fresh"][1].astype(float).mean(axis=0)
+    everything = np.vstack([means, centroid, base, final, everybody])
+    _, singular, axes_of = np.linalg.svd(everything - everything.mean(axis=0), full_matrices=False)
+    flat = (everything - everything.mean(axis=0)) @ axes_of[:2].T
+    share = singular**2 / (singular**2).sum()
+    key = played.key
+    of_case = (points[CASE] == list(key.values())).all(axis=1)
+    own = points[of_case].drop_duplicates("user")
+    kinds = users[(users["target"] == key["target"]) & (users["crowd"] == key["crowd"])]["kind"].tolist()
+    figure, axes = new_figure(1, 1, width=5.4, height=4.2)
+    panel = axes[0, 0]
+    for number, (user, value) in enumerate(zip(own["user"], own["shapley"], strict=True)):
+        colour = COLOURS[list(KIND_MARKERS).index(kinds[number])]
+        panel.plot(*flat[number], KIND_MARKERS[kinds[number]], color=colour, markersize=6, linestyle="")
+        text = f"{str(user)[:16]} ({kinds[number]})" + (f": {value:+.3f}" if np.isfinite(value) else "")
+        panel.annotate(text, flat[number], xytext=(5, 4), textcoords="offset points", fontsize=6.5, parse_math=False)
+    for number, (name, marker) in enumerate(
+        (("centroid", "*"), ("untuned model", "x"), ("competition's model", "+"), ("model on everybody", "1"))
+    ):
+        place = flat[len(means) + number]
+        panel.plot(*place, marker, color="black", markersize=10, linestyle="", label=name)
+    panel.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")
+    panel.set_ylabel(f"second ({share[1]:.0%})")
+    panel.margins(x=0.25)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=7)
+    return figure

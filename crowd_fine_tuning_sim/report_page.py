@@ -1,0 +1,220 @@
+"""What report.html says of a run: the question, the answer, the captions, the tables and the people's texts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from crowd_fine_tuning_sim.results import ESTIMATES, Played, Tables, user_names
+from crowd_fine_tuning_sim.settings import Settings
+from experiment.report import Estimate, Illustration, Page, Sample, Table, Value, words
+from point_in_space_sim.target import distances_to
+
+TEXTS_SHOWN = 5
+FIGURES = (
+    Illustration(
+        "agreement",
+        "Points and estimates against retraining",
+        "Each person's points, by scoring, and each estimate of their share, against the Shapley value of the game in "
+        "which the model is retrained on every coalition; standard deviations within a crowd's repetition. Bars: one "
+        "standard error of the Shapley value. On the dotted diagonal both agree.",
+        "Scatter plots of points and of estimates against Shapley values by retraining, one mark a person.",
+    ),
+    Illustration(
+        "coalitions",
+        "What coalitions are worth",
+        "Each coalition's value by retraining against its value in the game of mean text vectors, which needs no "
+        "model; darker marks are smaller coalitions.",
+        "Scatter plot of the retrained value of each coalition against its static value.",
+    ),
+    Illustration(
+        "progress",
+        "Distance by round",
+        "Distance of the model to the centroid before the first round and after each: of the mean of fresh samples "
+        "(language models), and of the model's vector in experiment 2's world with the same people and rounds.",
+        "Lines of the distance to the centroid over the rounds, for language models and for vectors.",
+    ),
+    Illustration(
+        "people",
+        "The people of the first crowd",
+        "Each person's mean text vector, with their kind and their Shapley value by retraining, beside the centroid "
+        "and what the models write, in the plane in which they differ most.",
+        "A plane with the people's mean vectors, the centroid and the models.",
+    ),
+)
+FILES = (
+    ("summary.csv", "the answer, means over crowds with intervals"),
+    ("points.csv", "what each person earned, and their Shapley values"),
+    ("estimates.csv", "the cheap estimates of their shares"),
+    ("agreement.csv", "correlations with the reference, and models tuned"),
+    ("coalitions.csv", "every retrained coalition's value"),
+    ("rounds.csv", "every candidate of every round"),
+    ("progress.csv", "distance by round, language models and vectors"),
+    ("finals.csv", "fresh samples of the last models and of what they are compared with"),
+    ("users.csv", "the people"),
+    ("run.json", "settings, versions, hashes, times"),
+)
+OTHERS = {
+    "everybody": "one model on everybody's texts",
+    "best_person": "the model of the best single person",
+    "best_coalition": "the oracle, the model of the best coalition",
+    "base": "the untuned model",
+}
+
+
+def report_page(settings: Settings, tables: Tables, drawn: Sequence[str], played: Sequence[Played]) -> Page:
+    seeds = f"{settings.num_seeds} seed{'s' * (settings.num_seeds > 1)}"
+    crowds = len(settings.target_emotion) * settings.num_crowds
+    reference = {
+        "exact": f"all 2^{settings.num_users} coalitions are retrained",
+        "sampled": f"{settings.retrainings} coalitions are retrained, with the static game as control variate",
+        "none": "no coalition is retrained",
+    }[settings.reference]
+    return Page(
+        experiment="crowd_fine_tuning_sim",
+        title="Crowd fine-tuning",
+        question="People who hold texts tune a language model in competing groups and are paid in points. Do the "
+        "points agree with what each person is worth when the model is retrained on every coalition, and does the "
+        "model come nearer to its aim than one tuned on everybody's texts?",
+        answer=answer(tables["summary"]),
+        setting=[
+            f"{crowds} crowd{'s' * (crowds > 1)} of {settings.num_users} people with {settings.texts_per_user} texts "
+            f"each ({settings.crowd}), {seeds}; targets: {', '.join(settings.target_emotion)}. The model is to write "
+            f"like the {settings.neighbours} texts nearest to the target that nobody of the crowd holds; a sample of "
+            f"{settings.samples} texts is valued by the metric of its mean vector.",
+            f"Each of {settings.num_rounds} rounds tunes a variant for each of {settings.num_groups} groups on "
+            f"{settings.budget} texts of its members, by weight; the best one becomes the model if it beats the "
+            f"model's own fresh sample (plus selection). Reference: {reference}.",
+        ],
+        figures=[figure for figure in FIGURES if figure.name in drawn],
+        tables=[agreement(tables["summary"]), ends(tables["summary"]), people(tables)],
+        samples=samples_of(settings, played),
+        samples_note=f"The first {TEXTS_SHOWN} texts of each person of the first crowd, and what its last models "
+        "wrote, with their distance to the centroid. They are what people and a language model wrote.",
+        files=FILES,
+    )
+
+
+def row_of(summary: pd.DataFrame, what: str, quantity: str, scoring: str = "") -> pd.Series | None:
+    """Of the first metric and, of several groupings, the first."""
+    own = summary[(summary["what"] == what) & (summary["quantity"] == quantity) & (summary["scoring"] == scoring)]
+    return own.iloc[0] if len(own) else None
+
+
+def as_estimate(row: Any) -> Estimate:
+    return Estimate(float(row["value"]), float(row["low"]), float(row["high"]))
+
+
+def answer(summary: pd.DataFrame) -> list[str]:
+    metric = summary["metric"].iloc[0]
+    crowds = int(summary["crowds"].iloc[0])
+    over = f"means over {crowds} crowds, 95 % intervals" if crowds > 1 else "one crowd, so without intervals"
+    scorings = [name for name in dict.fromkeys(summary["scoring"]) if name]
+    agreed = ", ".join(f"{name} {words(as_estimate(row_of(summary, 'points', 'pearson', name)))}" for name in scorings)
+    cheap = ", ".join(
+        f"{title} {words(as_estimate(row))}"
+        for name, (_, title, _) in ESTIMATES.items()
+        if (row := row_of(summary, name, "pearson")) is not None
+    )
+    lines = [f"Points agree with Shapley values by retraining ({metric}) at r = {agreed} ({over})."]
+    lines.append(f"Estimates without all retrainings agree at r = {cheap}.")
+    first = scorings[-1]
+    for other, title in OTHERS.items():
+        row = row_of(summary, "points", f"value - {other}", first)
+        if row is not None:
+            lines.append(f"The competition's last model ({first}) less {title}: {words(as_estimate(row), 3)}.")
+    reliable = row_of(summary, "points", "reliability", first)
+    if reliable is not None and np.isfinite(reliable["value"]):
+        share = float(reliable["value"])
+        line = f"Of the Shapley values' variance between people, {share:.0%} is not the judge's noise (reliability)"
+        if 0 < share < 0.8:
+            line += f"; for 80 % it would take {0.8 / 0.2 * (1 - share) / share:.1f} times as many sampled texts"
+        lines.append(line + ".")
+    return lines
+
+
+def agreement(summary: pd.DataFrame) -> Table:
+    rows: list[list[Value]] = []
+    for key, own in summary.groupby(["metric", "what", "grouping", "scoring"], sort=False):
+        metric, what, grouping, scoring = map(str, key)
+        by = own.set_index("quantity")
+        title = f"{scoring} points, {grouping}" if what == "points" else ESTIMATES[what][1]
+        models = float(by.loc["models", "value"])
+        rows.append([title, metric, as_estimate(by.loc["pearson"]), as_estimate(by.loc["spearman"]), models])
+    caption = (
+        "Correlation with the retraining game's Shapley values over the people of a crowd, means over crowds with 95 % "
+        "intervals; models: how many had to be tuned for it."
+    )
+    return Table("Agreement", caption, ["what", "metric", "Pearson", "Spearman", "models"], rows, "summary.csv")
+
+
+def ends(summary: pd.DataFrame) -> Table:
+    rows: list[list[Value]] = []
+    differences = summary[summary["quantity"].str.startswith("value - ")]
+    for row in differences.to_dict("records"):
+        other = OTHERS.get(str(row["quantity"]).removeprefix("value - "), str(row["quantity"]))
+        rows.append([f"{row['scoring']}, {row['grouping']}", row["metric"], other, as_estimate(row)])
+    caption = "Value of a fresh sample of the competition's last model less that of another's: above 0 it is nearer."
+    return Table("Where it ends", caption, ["competition", "metric", "less", "difference"], rows, "summary.csv")
+
+
+def people(tables: Tables) -> Table:
+    points, users = tables["points"], tables["users"]
+    keys = ["target", "crowd", "user"]
+    metric = points["metric"].iloc[0]
+    own = points[points["metric"] == metric]
+    values = own.groupby(keys, sort=False)[["shapley", "standard_error", "static_shapley"]].mean()
+    earned = own.pivot_table("points", keys, "scoring", sort=False)
+    rows: list[list[Value]] = []
+    for user in users.to_dict("records"):
+        key = (user["target"], user["crowd"], user["user"])
+        value = values.loc[key]
+        rows.append(
+            [
+                str(user["user"]),
+                str(user["target"]),
+                int(user["crowd"]),
+                str(user["kind"]),
+                int(user["near_duplicates"]),
+                float(user["distance"]),
+                float(value["shapley"]),
+                float(value["standard_error"]),
+                float(value["static_shapley"]),
+                *(float(earned.loc[key, name]) for name in earned.columns),
+            ]
+        )
+    columns = [
+        "person",
+        "target",
+        "crowd",
+        "kind",
+        "near-duplicates",
+        "distance",
+        "Shapley",
+        "standard error",
+        "static",
+    ]
+    caption = f"Means over seeds and groupings, metric {metric}; on the right the points of each scoring."
+    return Table("People", caption, [*columns, *map(str, earned.columns)], rows, "points.csv")
+
+
+def shown(centroid: np.ndarray, vectors: np.ndarray, texts: Sequence[str]) -> list[tuple[float, str]]:
+    return list(zip(map(float, distances_to(centroid, vectors)), texts, strict=True))[:TEXTS_SHOWN]
+
+
+def samples_of(settings: Settings, played: Sequence[Played]) -> dict[str, list[Sample]]:
+    first = played[0]
+    crowd = first.case.crowd
+    people_of = [
+        Sample(f"{name} ({person.kind})", shown(crowd.centroid, vectors, person.texts))
+        for name, person, vectors in zip(user_names(settings, crowd), crowd.people, crowd.vectors, strict=True)
+    ]
+    models = [
+        Sample(
+            f"{scoring} points, {grouping}, {metric}",
+            shown(crowd.centroid, own["final"], [str(text) for text in own["texts"]]),
+        )
+        for (grouping, metric, scoring), own in first.competitions.items()
+    ]
+    return {f"{crowd.target}, crowd {first.case.number}: the people": people_of, "Last models": models}

@@ -1,0 +1,429 @@
+"""The tables of a run, from what was played: coalitions.csv and rounds.csv are the record, the others derive from them.
+
+Estimates of the people's shares are functions of what a case showed, in the registry ESTIMATES.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import pearsonr, spearmanr
+
+from crowd_fine_tuning_sim.crowds import Crowd, near_duplicates
+from crowd_fine_tuning_sim.retraining import (
+    exact_shapley,
+    leave_one_out,
+    sampled_shapley,
+    shapley_weights,
+    static_game,
+    values_of,
+)
+from crowd_fine_tuning_sim.settings import Settings
+from crowd_fine_tuning_sim.text_world import Streams
+from experiment.command_line import named_function
+from experiment.run_folder import Arrays
+from experiment.statistics import mean_interval
+from point_in_space_sim.target import distances_to
+from user_grouping_evaluation_sim.competition import Rules
+from user_grouping_evaluation_sim.metrics import Metric
+from user_grouping_evaluation_sim.preferences import Crowd as VectorCrowd
+from user_grouping_evaluation_sim.settings import REGISTRIES
+from user_grouping_evaluation_sim.shapley import ShapleyEstimate, game_shapley_values
+from user_grouping_evaluation_sim.vector_world import Simulated, simulate
+
+Combination = tuple[str, str, str]
+"""(grouping, metric, scoring)"""
+Tables = dict[str, pd.DataFrame]
+CASE = ["target", "crowd", "seed"]
+COMBINATION = ["grouping", "metric", "scoring"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One repetition of one crowd."""
+
+    crowd: Crowd
+    number: int  # of the target's crowds
+    seed: int
+
+    @property
+    def streams(self) -> Streams:
+        return Streams(self.seed, f"{self.crowd.target} {self.number}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.crowd.target}-crowd-{self.number}-seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Played:
+    """A case with what was played. competitions: by combination. retraining: see main.play_retraining."""
+
+    case: Case
+    competitions: dict[Combination, Arrays]
+    retraining: Arrays
+    in_run: np.ndarray  # (n,)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"target": self.case.crowd.target, "crowd": self.case.number, "seed": self.case.seed}
+
+    @property
+    def means(self) -> np.ndarray:
+        """(n, 28), of each person's texts."""
+        return np.array([own.mean(axis=0) for own in self.case.crowd.vectors], dtype=np.float64)
+
+    @property
+    def base(self) -> np.ndarray:
+        """(28,), of what the untuned model writes."""
+        return self.retraining["vectors"][0].astype(np.float64).mean(axis=0)
+
+
+def combinations_of(settings: Settings) -> list[Combination]:
+    return list(product(settings.grouping, settings.metric, settings.scoring))
+
+
+def played_case(settings: Settings, case: Case, arrays: Arrays, in_run: np.ndarray) -> Played:
+    """From the arrays that a case was saved as."""
+    own: dict[str, Arrays] = {}
+    for key, values in arrays.items():
+        owner, _, name = key.partition("/")
+        own.setdefault(owner, {})[name] = values
+    numbered = {each: own[f"{case.name}-{number}"] for number, each in enumerate(combinations_of(settings))}
+    return Played(case, numbered, own[f"{case.name}-retraining"], in_run)
+
+
+def metric_of(name: str) -> Metric:
+    return named_function("--metric", name, REGISTRIES["metric"])
+
+
+# ---------------------------------------------------------------- the reference and the estimates
+
+
+def sampled_reference(
+    settings: Settings, case: Case, vectors_of: Callable[[np.ndarray], np.ndarray], base: np.ndarray
+) -> ShapleyEstimate:
+    """The sampled reference. vectors_of: coalitions (m, n) -> samples (m, samples, 28). base: of the untuned model."""
+    crowd, metric = case.crowd, metric_of(settings.metric[0])
+    means = np.array([own.mean(axis=0) for own in crowd.vectors], dtype=np.float64)
+    static = static_game(means, base.astype(np.float64).mean(axis=0), crowd.centroid, metric)
+
+    def game(coalitions: np.ndarray) -> np.ndarray:
+        return values_of(vectors_of(coalitions), crowd.centroid, metric)[0]
+
+    return sampled_shapley(game, static, len(means), settings.retrainings, case.streams("coalitions"))
+
+
+def reference_of(settings: Settings, played: Played, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Shapley values of the retraining game and their standard errors, which include the judge's noise: (n,) each."""
+    found, n = played.retraining, len(played.means)
+    values, variances = values_of(found["vectors"], played.case.crowd.centroid, metric_of(metric))
+    if settings.reference == "exact":
+        return exact_shapley(values, variances, n)
+    if settings.reference == "none":
+        return np.full(n, np.nan), np.full(n, np.nan)
+    rows = {coalition.tobytes(): i for i, coalition in enumerate(found["coalitions"])}
+
+    def vectors_of(coalitions: np.ndarray) -> np.ndarray:
+        return found["vectors"][[rows[np.ascontiguousarray(coalition).tobytes()] for coalition in coalitions]]
+
+    estimate = sampled_reference(settings, played.case, vectors_of, found["vectors"][0])
+    noise = variances.mean() * (shapley_weights(min(n, 16)) ** 2).sum(axis=1)[0]
+    return estimate.values, np.sqrt(estimate.standard_errors**2 + noise)
+
+
+Estimate = Callable[[Settings, Played, str], np.ndarray]
+
+
+def static(settings: Settings, played: Played, metric: str) -> np.ndarray:
+    """Shapley values of the game of mean text vectors, without a model."""
+    game = static_game(played.means, played.base, played.case.crowd.centroid, metric_of(metric))
+    return game_shapley_values(game, len(played.means), precision=1e-3).values
+
+
+def leaving_one_out(settings: Settings, played: Played, metric: str) -> np.ndarray:
+    """Value of everybody's model less that of the model without the person; NaN where these were not retrained."""
+    found, n = played.retraining, len(played.means)
+    values, _ = values_of(found["vectors"], played.case.crowd.centroid, metric_of(metric))
+    known = {coalition.tobytes(): value for coalition, value in zip(found["coalitions"], values, strict=True)}
+
+    def looked_up(coalitions: np.ndarray) -> np.ndarray:
+        return np.array([known.get(np.ascontiguousarray(c).tobytes(), np.nan) for c in coalitions])
+
+    return leave_one_out(looked_up, n)
+
+
+def in_run(settings: Settings, played: Played, metric: str) -> np.ndarray:
+    """First-order in-run data Shapley (Wang et al., ICLR 2025), of a tuning loss: it knows no metric."""
+    return played.in_run
+
+
+def vector_points(settings: Settings, played: Played, metric: str) -> np.ndarray:
+    """What experiment 2's attributed points come to on the same people's mean vectors, without a model."""
+    return simulated(settings, played, ("random", metric, "attributed")).points[0]
+
+
+ESTIMATES: dict[str, tuple[Estimate, str, Callable[[int], int]]] = {
+    "static": (static, "static game", lambda n: 0),
+    "vector": (vector_points, "attributed on vectors", lambda n: 0),
+    "in_run": (in_run, "in-run", lambda n: 1),
+    "leave_one_out": (leaving_one_out, "leave one out", lambda n: n + 1),
+}
+"""Estimate, its name in figures, and how many models it tunes for n people."""
+
+
+def simulated(settings: Settings, played: Played, combination: Combination) -> Simulated:
+    """Experiment 2's vector world with the same people, rounds and start."""
+    grouping, metric, scoring = (
+        named_function(f"--{option}", name, registry)
+        for (option, registry), name in zip(REGISTRIES.items(), combination, strict=True)
+    )
+    ids, centroid = np.arange(len(played.means))[None], played.case.crowd.centroid.astype(np.float64)
+    crowd = VectorCrowd(ids, played.means[None], centroid[None], played.base[None])
+    rules = Rules(settings.num_groups, settings.num_rounds, settings.error_probability)
+    rng = np.random.default_rng(played.case.streams("rounds"))
+    return simulate(crowd, grouping, metric, scoring, rules, rng)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def run_tables(settings: Settings, cases: Sequence[Played]) -> Tables:
+    frames: dict[str, list[pd.DataFrame]] = {}
+    for played in cases:
+        for name, frame in case_tables(settings, played).items():
+            frames.setdefault(name, []).append(frame)
+    tables = {name: pd.concat(own, ignore_index=True) for name, own in frames.items()}
+    tables["users"] = tables["users"].drop_duplicates(["target", "crowd", "user"], ignore_index=True)
+    return tables | {"summary": summary_table(tables["agreement"], tables["finals"])}
+
+
+def case_tables(settings: Settings, played: Played) -> Tables:
+    crowd = played.case.crowd
+    names = user_names(settings, crowd)
+    references = {metric: reference_of(settings, played, metric) for metric in settings.metric}
+    estimates = {
+        metric: {name: np.asarray(entry[0](settings, played, metric)) for name, entry in ESTIMATES.items()}
+        for metric in settings.metric
+    }
+    return {
+        "users": users_table(played, names),
+        "rounds": rounds_table(played),
+        "coalitions": coalitions_table(settings, played),
+        "points": points_table(played, names, references, estimates),
+        "estimates": estimates_table(played, names, references, estimates),
+        "progress": progress_table(settings, played),
+        "finals": finals_table(settings, played),
+        "agreement": agreement_table(settings, played, references, estimates),
+    }
+
+
+def user_names(settings: Settings, crowd: Crowd) -> list[str]:
+    if settings.anonymous:
+        return [str(number) for number in range(1, len(crowd.people) + 1)]
+    return [person.name for person in crowd.people]
+
+
+def _rows(played: Played, **columns: Any) -> pd.DataFrame:
+    return pd.DataFrame({**played.key, **columns})
+
+
+def users_table(played: Played, names: Sequence[str]) -> pd.DataFrame:
+    """users.csv: distance is the mean text vector's to the centroid."""
+    people = played.case.crowd.people
+    table = _rows(
+        played,
+        user=names,
+        kind=[person.kind for person in people],
+        texts=[len(person.texts) for person in people],
+        distance=distances_to(played.case.crowd.centroid, played.means),
+        near_duplicates=near_duplicates(people),
+    )
+    return table.drop(columns="seed")
+
+
+def rounds_table(played: Played) -> pd.DataFrame:
+    """rounds.csv: a row a round and candidate. group: 1 to num_groups, 0 is the merged crowd. users: their numbers in
+    the order of users.csv."""
+    rows = []
+    for (grouping, metric, scoring), own in played.competitions.items():
+        groups = own["rewards"].shape[1] - 1
+        for t, (labels, rewards) in enumerate(zip(own["labels"], own["rewards"], strict=True)):
+            for place in range(groups + 1):
+                if np.isnan(rewards[place]):
+                    continue
+                members = np.flatnonzero(labels == place) if place < groups else np.arange(len(labels))
+                users = " ".join(str(i + 1) for i in members)
+                number = place + 1 if place < groups else 0
+                taken, improved = bool(own["taken"][t] == place), bool(own["improved"][t])
+                rows.append([grouping, metric, scoring, t + 1, number, users, rewards[place], taken, improved])
+    columns = [*COMBINATION, "round", "group", "users", "reward", "taken", "improved"]
+    table = pd.DataFrame(rows, columns=columns)
+    return _rows(played, **{name: table[name] for name in columns})
+
+
+def as_bits(coalitions: np.ndarray) -> list[str]:
+    return ["".join("01"[int(inside)] for inside in coalition) for coalition in coalitions]
+
+
+def coalitions_table(settings: Settings, played: Played) -> pd.DataFrame:
+    """coalitions.csv: variance is the value's, by the choice of sampled texts."""
+    found = played.retraining
+    frames = []
+    for metric in settings.metric:
+        values, variances = values_of(found["vectors"], played.case.crowd.centroid, metric_of(metric))
+        game = static_game(played.means, played.base, played.case.crowd.centroid, metric_of(metric))
+        bits = as_bits(found["coalitions"])
+        frames.append(
+            _rows(
+                played,
+                metric=metric,
+                coalition=bits,
+                value=values,
+                static_value=game(found["coalitions"]),
+                variance=variances,
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+References = dict[str, tuple[np.ndarray, np.ndarray]]
+Estimates = dict[str, dict[str, np.ndarray]]
+
+
+def points_table(played: Played, names: Sequence[str], references: References, estimates: Estimates) -> pd.DataFrame:
+    frames = []
+    for (grouping, metric, scoring), own in played.competitions.items():
+        values, errors = references[metric]
+        frames.append(
+            _rows(
+                played,
+                grouping=grouping,
+                metric=metric,
+                scoring=scoring,
+                user=names,
+                points=own["points"],
+                shapley=values,
+                standard_error=errors,
+                static_shapley=estimates[metric]["static"],
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def estimates_table(played: Played, names: Sequence[str], references: References, estimates: Estimates) -> pd.DataFrame:
+    frames = [
+        _rows(played, metric=metric, estimate=name, user=names, value=values, shapley=references[metric][0])
+        for metric, own in estimates.items()
+        for name, values in own.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def progress_table(settings: Settings, played: Played) -> pd.DataFrame:
+    """progress.csv: L2 distance to the centroid of the model before the first round (0) and after each: of the mean of
+    a fresh sample in the text world, of the model's vector in experiment 2's."""
+    frames = []
+    for combination, own in played.competitions.items():
+        text = distances_to(played.case.crowd.centroid, own["judged"])
+        vector = simulated(settings, played, combination).distances[0]
+        named = dict(zip(COMBINATION, combination, strict=True))
+        for world, distances in (("text", text), ("vector", vector)):
+            frames.append(_rows(played, **named, world=world, round=range(len(distances)), distance=distances))
+    return pd.concat(frames, ignore_index=True)
+
+
+def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
+    """finals.csv: by each metric, the value of a fresh sample of each competition's last model and of what it is
+    compared with (model: base, everybody, best_person, best_coalition), and its mean vector's distance."""
+    rows: list[list[Any]] = []
+    centroid, found = played.case.crowd.centroid, played.retraining
+
+    def put(metric: str, model: str, grouping: str, scoring: str, vectors: np.ndarray) -> None:
+        value = float(values_of(vectors[None], centroid, metric_of(metric))[0][0])
+        distance = float(distances_to(centroid, vectors.astype(np.float64).mean(axis=0)[None])[0])
+        rows.append([metric, model, grouping, scoring, value, distance])
+
+    fresh = list(found["fresh"])
+    base, everybody, rest = fresh[0], fresh[1], fresh[2:]
+    per_metric = len(rest) // len(settings.metric)
+    for number, metric in enumerate(settings.metric):
+        put(metric, "base", "", "", base)
+        put(metric, "everybody", "", "", everybody)
+        best = rest[number * per_metric : (number + 1) * per_metric]
+        if per_metric == 2:
+            put(metric, "best_person", "", "", best[0])
+            put(metric, "best_coalition", "", "", best[1])
+    for (grouping, metric, scoring), own in played.competitions.items():
+        put(metric, "competition", grouping, scoring, own["final"])
+    columns = ["metric", "model", "grouping", "scoring", "value", "distance"]
+    table = pd.DataFrame(rows, columns=columns)
+    return _rows(played, **{name: table[name] for name in columns})
+
+
+def agreement_table(settings: Settings, played: Played, references: References, estimates: Estimates) -> pd.DataFrame:
+    """agreement.csv: correlations with the retraining game's Shapley values, and models tuned for it. what: "points"
+    of a scoring, or an estimate. reliability: see `reliability`."""
+    rows = []
+    for (grouping, metric, scoring), own in played.competitions.items():
+        models = int(np.isfinite(own["rewards"]).sum())
+        rows.append([metric, "points", grouping, scoring, *correlations(own["points"], references[metric][0]), models])
+    n = len(played.means)
+    for metric, by_name in estimates.items():
+        for name, values in by_name.items():
+            rows.append([metric, name, "", "", *correlations(values, references[metric][0]), ESTIMATES[name][2](n)])
+    columns = ["metric", "what", "grouping", "scoring", "pearson", "spearman", "models"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["reliability"] = [reliability(*references[metric]) for metric in table["metric"]]
+    return _rows(played, **{name: table[name] for name in [*columns, "reliability"]})
+
+
+def correlations(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Pearson's and Spearman's; NaN where one does not vary."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()) or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return np.nan, np.nan
+    return float(pearsonr(a, b)[0]), float(spearmanr(a, b)[0])
+
+
+def reliability(values: np.ndarray, errors: np.ndarray) -> float:
+    """Share of the estimates' variance between people that is not their noise (classical test theory): 1 less the mean
+    squared standard error over the variance, at least 0."""
+    spread = values.var(ddof=1)
+    return float(max(0.0, 1 - (errors**2).mean() / spread)) if spread > 0 else 0.0
+
+
+def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame:
+    """summary.csv: means over crowds (of each crowd over its seeds) with Student's 95 % intervals.
+
+    quantity: pearson, spearman, reliability, or value - ...: a competition's fresh value less another model's.
+    """
+    rows: list[list[Any]] = []
+    names = ["metric", "what", "grouping", "scoring"]
+    for key, own in agreement.groupby(names, sort=False):
+        for quantity in ("pearson", "spearman", "reliability", "models"):
+            means = own.groupby(["target", "crowd"])[quantity].mean().to_numpy()
+            rows.append([*key, quantity, len(means), *map(float, mean_interval(means))])
+    index = ["target", "crowd", "seed", "metric"]
+    competition = finals[finals["model"] == "competition"]
+    for other in [name for name in finals["model"].unique() if name != "competition"]:
+        theirs = finals[finals["model"] == other].set_index(index)["value"].rename("other")
+        paired = competition.join(theirs, on=index)
+        paired["difference"] = paired["value"] - paired["other"]
+        for (metric, grouping, scoring), own in paired.groupby(["metric", "grouping", "scoring"], sort=False):
+            means = own.groupby(["target", "crowd"])["difference"].mean().to_numpy()
+            quantity = f"value - {other}"
+            rows.append([metric, "points", grouping, scoring, quantity, len(means), *map(float, mean_interval(means))])
+    return pd.DataFrame(rows, columns=[*names, "quantity", "crowds", "value", "low", "high"])
+
+
+def answer_of(tables: Tables) -> dict[str, list[float | None]]:
+    """For run.json: what was measured -> value and ends of its interval."""
+    return {
+        " ".join(filter(None, (row.metric, row.what, row.grouping, row.scoring, row.quantity))): [
+            None if np.isnan(end) else round(float(end), 4) for end in (row.value, row.low, row.high)
+        ]
+        for row in tables["summary"].itertuples()
+    }

@@ -1,0 +1,111 @@
+"""The retraining game: what a coalition is worth is what the model tuned on all of its members' texts writes.
+
+v(S) = metric(mean vector of a sample of the model tuned on the texts of S, centroid); v(empty) is the base model's. All
+coalitions of one repetition share the seeds of tuning and of sampling, so that they differ by their texts alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crowd_fine_tuning_sim.asking import Ask
+from point_in_space_sim.engine.recipes import Model, Request, Texts, Tuned, name_of
+from user_grouping_evaluation_sim.metrics import Metric
+from user_grouping_evaluation_sim.shapley import Game, ShapleyEstimate, game_shapley_values
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """coalitions: (m, n) bool. vectors: (m, samples, 28) of what their models wrote."""
+
+    coalitions: np.ndarray
+    vectors: np.ndarray
+
+
+def all_coalitions(n: int) -> np.ndarray:
+    """(2^n, n) bool; row k holds player i where bit i of k is set."""
+    return (np.arange(2**n)[:, None] >> np.arange(n)) & 1 == 1
+
+
+def coalition_model(texts: Sequence[Texts], coalition: np.ndarray, seed: int) -> Model:
+    """The model tuned on all texts of the coalition's members (n,) bool; None, the base model, of nobody."""
+    pool = tuple(text for own in texts for text in own)
+    members = tuple(text for own, inside in zip(texts, coalition, strict=True) if inside for text in own)
+    return Tuned(members, None, seed, pool) if members else None
+
+
+def retrain(texts: Sequence[Texts], coalitions: np.ndarray, tuning_seed: int, sample: int, ask: Ask) -> Retrained:
+    """Samples of the models of the coalitions (m, n). The models' weights are not stored."""
+    models = [coalition_model(texts, coalition, tuning_seed) for coalition in coalitions]
+    drawn = ask([Request(model, (sample,), discard=True) for model in models])
+    return Retrained(coalitions, np.array([drawn[name_of(model), sample].vectors for model in models]))
+
+
+def values_of(vectors: np.ndarray, centroid: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """Value of each sample's mean vector, and the variance of that value by the choice of texts: (m,) each.
+
+    vectors: (m, samples, 28). The variance is the jackknife's (Efron and Stein, 1981): it holds for any metric.
+    """
+    vectors = vectors.astype(np.float64)
+    count = vectors.shape[1]
+    means = vectors.mean(axis=1)
+    without = (count * means[:, None] - vectors) / (count - 1)
+    left = np.asarray(metric(without, centroid))
+    variance = (count - 1) / count * ((left - left.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    return np.asarray(metric(means, centroid), dtype=np.float64), variance
+
+
+def shapley_weights(n: int) -> np.ndarray:
+    """(n, 2^n): the Shapley values are these weights times the values of all_coalitions(n)."""
+    coalitions = all_coalitions(n)
+    sizes = coalitions.sum(axis=1)
+    weight = np.ones(n)  # |S|! (n - |S| - 1)! / n! of a coalition of |S| others
+    for size in range(n):
+        weight[size] = 1.0 / n / np.prod([(n - 1 - k) / (k + 1) for k in range(size)])
+    joined = weight[np.maximum(sizes - 1, 0)]
+    left = weight[np.minimum(sizes, n - 1)]
+    return np.where(coalitions, joined[:, None], -left[:, None]).T
+
+
+def exact_shapley(values: np.ndarray, variances: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shapley values (n,) from the values of all_coalitions(n) in their order, and their standard errors, which follow
+    from the values' variances: of independent samples. values, variances: (2^n,)."""
+    weights = shapley_weights(n)
+    return weights @ values, np.sqrt(weights**2 @ variances)
+
+
+def static_game(means: np.ndarray, base: np.ndarray, centroid: np.ndarray, metric: Metric) -> Game:
+    """The game without models: v(S) = metric(mean of the members' mean vectors (n, 28), centroid), as in experiment 2,
+    but that nobody's value is that of the base model's mean vector (28,)."""
+
+    def game(coalitions: np.ndarray) -> np.ndarray:
+        sizes = coalitions.sum(axis=1, keepdims=True)
+        vectors = np.where(sizes > 0, coalitions.astype(float) @ means / np.maximum(sizes, 1), base)
+        return np.asarray(metric(vectors, centroid), dtype=np.float64)
+
+    return game
+
+
+def sampled_shapley(
+    game: Game, static: Game, n: int, retrainings: int, seed: int | np.random.SeedSequence
+) -> ShapleyEstimate:
+    """Shapley values of an expensive game from so many of its coalitions, with the static game as control variate.
+
+    The values of the difference of both games are sampled, those of the static game are as good as exact.
+    """
+    control = game_shapley_values(static, n, precision=1e-3, seed=0)
+
+    def difference(coalitions: np.ndarray) -> np.ndarray:
+        return game(coalitions) - static(coalitions)
+
+    found = game_shapley_values(
+        difference, n, method="stratified", precision=1e-9, max_evaluations=retrainings, seed=seed
+    )
+    return ShapleyEstimate(control.values + found.values, found.standard_errors, found.evaluations, "sampled")
+
+
+def leave_one_out(values: Callable[[np.ndarray], np.ndarray], n: int) -> np.ndarray:
+    """v(all) less v(all but one): (n,), from n + 1 models."""
+    everyone = np.ones((1, n), dtype=bool)
+    return values(everyone) - values(~np.eye(n, dtype=bool))

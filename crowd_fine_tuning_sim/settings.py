@@ -1,0 +1,154 @@
+"""The options of run.py, its presets, and what they must be."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from experiment.command_line import CommonSettings, check_common, check_name, check_range, named_function
+from experiment.errors import InputError
+from point_in_space_sim.corpus import EMOTIONS
+from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
+from user_grouping_evaluation_sim.settings import REGISTRIES
+
+KINDS = ("on", "half", "random", "off", "copyist", "spammer")
+MOST_USERS_EXACT = 8
+
+
+@dataclass(frozen=True)
+class Settings(CommonSettings):
+    crowd: str = "shipped"
+    """shipped (simulated people, data/comments), chitchat (real people, fetched once), or a .csv, .tsv or .jsonl file
+    with a user and a text column."""
+    user_column: str = "user"
+    """Of the file: who wrote a text."""
+    text_column: str = "text"
+    """Of the file: the text; essays are cut into pieces of up to 40 words at sentence ends."""
+    kinds: tuple[str, ...] = ("on", "on", "on", "half", "random", "off")
+    """Of simulated people, in turn: on, half, random, off target, copyist (of the first on target), spammer."""
+    target_emotion: tuple[str, ...] = ("joy",)
+    """GoEmotions labels; each is a target with crowds of its own."""
+    num_crowds: int = 1
+    """Crowds a target."""
+    num_seeds: int = 1
+    """How often a crowd is tuned and judged anew; --seed is the first seed, the others follow it."""
+    num_users: int = 6
+    """People in a crowd."""
+    texts_per_user: int = 12
+    """Texts that each of them holds."""
+    neighbours: int = 100
+    """Texts nearest to the target, held by nobody, whose mean the crowd is to reach."""
+    num_groups: int = 2
+    """Groups a round; each tunes a variant."""
+    num_rounds: int = 12
+    """Rounds of the competition."""
+    budget: int = 16
+    """Texts that a variant is tuned on in a round, drawn by its members' weights."""
+    error_probability: float = 0.0
+    """Probability that a round takes a random candidate that is not the best, in [0, 1]."""
+    grouping: tuple[str, ...] = ("random",)
+    """Who works together: see user_grouping_evaluation_sim/grouping.py, or module:function."""
+    metric: tuple[str, ...] = ("l2",)
+    """How a sample's mean vector is valued: see user_grouping_evaluation_sim/metrics.py, or module:function."""
+    scoring: tuple[str, ...] = ("marginal", "ranked", "attributed")
+    """What people earn: see user_grouping_evaluation_sim/scoring.py, or module:function."""
+    reference: Literal["exact", "sampled", "none"] = "exact"
+    """Shapley values by retraining: on all coalitions (up to 8 people), on some, or not at all."""
+    retrainings: int = 64
+    """With --reference sampled: how many coalitions."""
+    anonymous: bool = False
+    """Number the people in all results, instead of the names that the source gives."""
+    base_model: str = "smollm2-135m"
+    """smollm2-135m (fetched once), a folder, or a Hugging Face id of a causal language model."""
+    mapper: str = "embedded"
+    """embedded, roberta, a Hugging Face id, or a folder."""
+    prompt: str = PROMPT
+    """What the models are asked, before every text."""
+    samples: int = 40
+    """Texts sampled from a model to judge it."""
+    layers: int = TuningSettings.layers
+    """Upper decoder layers that are tuned, by LoRA."""
+    rank: int = TuningSettings.rank
+    """Rank of the LoRA adapters."""
+    learning_rate: float = TuningSettings.learning_rate
+    """AdamW's learning rate at the start; it falls linearly to zero."""
+    epochs: int = TuningSettings.epochs
+    """Times that a variant sees each of its texts."""
+    batch_size: int = TuningSettings.batch_size
+    """Texts a step of tuning."""
+    temperature: float = SamplingSettings.temperature
+    """Of sampling."""
+    top_p: float = SamplingSettings.top_p
+    """Sampling draws from the likeliest tokens that together have this probability."""
+    max_new_tokens: int = SamplingSettings.max_new_tokens
+    """Longest text, in tokens."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N; auto is CUDA where it is available."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "quick": {
+        "num_users": 3,
+        "kinds": ("on", "half", "off"),
+        "texts_per_user": 5,
+        "num_rounds": 2,
+        "budget": 6,
+        "samples": 6,
+        "epochs": 1,
+        "max_new_tokens": 24,
+        "scoring": ("marginal", "attributed"),
+        "jobs": 1,
+    },
+    "reference": {"target_emotion": ("joy", "fear", "gratitude"), "num_crowds": 2, "num_seeds": 2, "seed": 30},
+    "people": {
+        "crowd": "chitchat",
+        "target_emotion": ("curiosity", "admiration", "amusement", "love"),
+        "num_seeds": 2,
+        "seed": 40,
+    },
+}
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises InputError for settings that no run can have."""
+    check_common(settings)
+    for option, registry in REGISTRIES.items():
+        names = getattr(settings, option)
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"--{option} {' '.join(names)}: name at least one, and each once")
+        for name in names:
+            named_function(f"--{option}", name, registry)
+    if not settings.target_emotion or len(set(settings.target_emotion)) < len(settings.target_emotion):
+        raise InputError("--target-emotion: name at least one emotion, and each once")
+    for emotion in settings.target_emotion:
+        check_name("--target-emotion", emotion, EMOTIONS)
+    if not settings.kinds:
+        raise InputError(f"--kinds: name at least one of {', '.join(KINDS)}")
+    for kind in settings.kinds:
+        check_name("--kinds", kind, KINDS)
+    if not settings.prompt.strip():
+        raise InputError("--prompt: is empty")
+    check_range("--num-users", settings.num_users, 2, 10**6)
+    check_range("--num-groups", settings.num_groups, 1, settings.num_users)
+    check_range("--error-probability", settings.error_probability, 0, 1)
+    check_range("--neighbours", settings.neighbours, 3, 10**6)
+    check_range("--samples", settings.samples, 2, 10**6)
+    for name in ("num_crowds", "num_seeds", "texts_per_user", "num_rounds", "budget"):
+        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
+    for name in ("layers", "rank", "epochs", "batch_size", "max_new_tokens"):
+        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
+    for name, high in (("learning_rate", 1.0), ("temperature", 100.0), ("top_p", 1.0)):
+        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 0, high, open_low=True)
+    if settings.reference == "exact" and settings.num_users > MOST_USERS_EXACT:
+        raise InputError(
+            f"--reference exact: {settings.num_users} people have 2^{settings.num_users} coalitions, each a model to "
+            f"tune; choose sampled, or at most {MOST_USERS_EXACT} people"
+        )
+    if settings.reference == "sampled":
+        check_range("--retrainings", settings.retrainings, settings.num_users + 2, 10**6)
+        if len(settings.metric) > 1:
+            raise InputError("--reference sampled: which coalitions are retrained depends on the metric; name one")
+
+
+def kinds_of(settings: Settings) -> list[str]:
+    """A kind for each of the simulated people: --kinds, begun again where it is too short."""
+    return [settings.kinds[i % len(settings.kinds)] for i in range(settings.num_users)]

@@ -1,0 +1,105 @@
+"""Whether a finished run's tables agree: points and estimates with coalitions, the summary with both."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from crowd_fine_tuning_sim.results import CASE, correlations, reliability, summary_table
+from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
+from experiment.tables import read_table
+
+TABLES = ("users", "rounds", "coalitions", "points", "estimates", "progress", "finals", "agreement", "summary")
+EXACT = 1e-9
+
+
+def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """(what differs, what could not be checked), a line each."""
+    texts = dict.fromkeys(("user", "coalition", "users", "grouping", "scoring", "what", "model"), str)
+    tables = {name: read_table(folder, name, dtype=texts, keep_default_na=False, na_values=["nan"]) for name in TABLES}
+    differences = check_rows(tables, record)
+    if differences:
+        return differences, ["numbers: recomputed only where no row is missing"]
+    unchecked = []
+    if record["reference"] == "exact":
+        differences += check_shapley(tables["points"], tables["coalitions"])
+    else:
+        unchecked.append(
+            f"Shapley values: recomputed from coalitions.csv only where all are there ({record['reference']})"
+        )
+    differences += check_agreement(tables)
+    recomputed = summary_table(tables["agreement"], tables["finals"])
+    differences += compare("summary.csv", tables["summary"], recomputed)
+    return differences, unchecked
+
+
+def check_rows(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> list[str]:
+    differences = []
+    crowds = len(record["target_emotion"]) * record["num_crowds"]
+    combinations = len(record["grouping"]) * len(record["metric"]) * len(record["scoring"])
+    repetitions, n = crowds * record["num_seeds"], record["num_users"]
+    wanted = {"users": crowds * n, "points": repetitions * combinations * n}
+    if record["reference"] == "exact":
+        wanted["coalitions"] = repetitions * len(record["metric"]) * 2**n
+    for name, count in wanted.items():
+        if len(tables[name]) != count:
+            differences.append(f"{name}.csv: {len(tables[name])} rows where the settings give {count}")
+    return differences
+
+
+def check_shapley(points: pd.DataFrame, coalitions: pd.DataFrame) -> list[str]:
+    """points.csv's Shapley values and standard errors from coalitions.csv's values."""
+    differences = []
+    for key, own in coalitions.groupby([*CASE, "metric"], sort=False):
+        n = len(own["coalition"].iloc[0])
+        bits = ["".join("01"[int(i)] for i in row) for row in all_coalitions(n)]
+        if set(bits) != set(own["coalition"]):
+            differences.append(f"coalitions.csv: {key}: not all 2^{n} coalitions, each once")
+            continue
+        by_bits = own.set_index("coalition").loc[bits]
+        values, errors = exact_shapley(by_bits["value"].to_numpy(), by_bits["variance"].to_numpy(), n)
+        paid = points[(points[[*CASE, "metric"]] == list(key)).all(axis=1)]
+        for column, expected in (("shapley", values), ("standard_error", errors)):
+            for combination, rows in paid.groupby(["grouping", "scoring"], sort=False):
+                if not np.allclose(rows[column], expected, rtol=0, atol=EXACT):
+                    differences.append(f"points.csv: {key}, {combination}: {column} is not that of coalitions.csv")
+    return differences
+
+
+def check_agreement(tables: dict[str, pd.DataFrame]) -> list[str]:
+    differences = []
+    for row in tables["agreement"].to_dict("records"):
+        if row["what"] == "points":
+            own, columns = tables["points"], ["metric", "grouping", "scoring"]
+            values = "points"
+        else:
+            own, columns = tables["estimates"].rename(columns={"estimate": "what"}), ["metric", "what"]
+            values = "value"
+        columns = [*CASE, *columns]
+        own = own[(own[columns] == [row[name] for name in columns]).all(axis=1)]
+        expected = [*correlations(own[values].to_numpy(float), own["shapley"].to_numpy(float))]
+        found = [row["pearson"], row["spearman"]]
+        if "standard_error" in own:
+            expected.append(reliability(own["shapley"].to_numpy(float), own["standard_error"].to_numpy(float)))
+            found.append(row["reliability"])
+        if not np.allclose(expected, found, atol=EXACT, rtol=0, equal_nan=True):
+            named = ", ".join(str(row[name]) for name in columns)
+            differences.append(f"agreement.csv: {named}: not what {values} and Shapley values give")
+    return differences
+
+
+def compare(file: str, written: pd.DataFrame, recomputed: pd.DataFrame) -> list[str]:
+    if list(written.columns) != list(recomputed.columns) or len(written) != len(recomputed):
+        return [f"{file}: its rows or columns are not those that the other tables give"]
+    differences = []
+    for column in written.columns:
+        ours, theirs = written[column], recomputed[column]
+        if pd.api.types.is_numeric_dtype(ours):
+            same = np.isclose(ours.astype(float), theirs.astype(float), rtol=0, atol=EXACT, equal_nan=True)
+        else:
+            same = (ours.astype(str) == theirs.astype(str)).to_numpy()
+        if not same.all():
+            row = int((~same).argmax())
+            differences.append(f"{file}: row {row + 2}: {column} {ours[row]} is {theirs[row]} by the other tables")
+    return differences

@@ -1,0 +1,356 @@
+"""Experiment 3: the text world against a literal transcription of the loop, the retraining game against definitions,
+plays side by side, and the command line end to end on tiny models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from crowd_fine_tuning_sim.asking import play_together
+from crowd_fine_tuning_sim.retraining import (
+    all_coalitions,
+    exact_shapley,
+    retrain,
+    sampled_shapley,
+    static_game,
+    values_of,
+)
+from crowd_fine_tuning_sim.text_world import Streams, TextWorld, allotted, draw_texts
+from experiment.errors import InputError
+from experiment.verify import verify_run
+from point_in_space_sim.engine.recipes import Request, Sampled, Tuned, name_of
+from tests.tiny_models import save_tiny_world
+from user_grouping_evaluation_sim.competition import NONE, Rules, compete
+from user_grouping_evaluation_sim.grouping import random
+from user_grouping_evaluation_sim.metrics import l2
+from user_grouping_evaluation_sim.scoring import attributed, marginal, ranked
+
+ROOT = Path(__file__).resolve().parents[1]
+PEOPLE = [tuple(f"text {i} of person {k}" for i in range(4)) for k in range(5)]
+
+
+def vector_of(text):
+    """A fake mapper: a point that is the text's own."""
+    return np.random.default_rng(list(text.encode())).normal(size=28)
+
+
+def write(model, sample, count=6):
+    """A fake engine: what a model writes lies around the mean of the texts that it and its ancestors were tuned on."""
+    texts = []
+    while model is not None:
+        texts += list(model.texts)
+        model = model.start
+    centre = np.mean([vector_of(text) for text in texts], axis=0) if texts else np.full(28, 2.0)
+    return centre + 0.05 * np.random.default_rng([sample % 2**32, len(texts)]).normal(size=(count, 28))
+
+
+def fake_ask(requests):
+    return {
+        (name_of(request.model), sample): Sampled(("",) * 6, write(request.model, sample), 0.0)
+        for request in requests
+        for sample in request.samples
+    }
+
+
+@pytest.mark.parametrize("scoring", [marginal, ranked, attributed])
+def test_the_loop_is_its_literal_transcription(scoring):
+    """Groups, texts by largest remainder, candidates from the incumbent, fresh samples, plus selection."""
+    centroid, streams, budget, rounds = vector_of("aim"), Streams(3, "crowd"), 7, 8
+    world = TextWorld(PEOPLE, centroid, l2, budget, streams, fake_ask)
+    rules = Rules(2, rounds, 0.0)
+    steps = list(compete(world, [None], (1, 5), random, scoring, rules, np.random.default_rng(1)))
+
+    model, judged, merged_rounds = None, [], 0
+    for t, step in enumerate(steps):
+        drawing = np.random.default_rng(streams("texts", t))
+        merged = step.round.merged_weights
+        rows = [(step.round.labels[0] == g) * step.round.weights[0] for g in range(2)]
+        rows += [] if merged is None else [merged[0]]
+        merged_rounds += merged is not None
+        candidates = []
+        for weights in rows:
+            exact = [budget * w / weights.sum() for w in weights]
+            counts = [int(e + 1e-9) for e in exact]
+            while sum(counts) < budget:
+                left = [e - c for e, c in zip(exact, counts, strict=True)]
+                counts[left.index(max(left))] += 1
+            texts = []
+            for own, count in zip(PEOPLE, counts, strict=True):
+                order = drawing.permutation(len(own)).tolist()
+                texts += [own[order[i % len(own)]] for i in range(count)]
+            candidates.append(Tuned(tuple(texts), model, streams("tuning", t), tuple(sum(PEOPLE, ()))))
+        sample = streams("selection", t)
+        own = -np.linalg.norm(write(model, sample).mean(axis=0) - centroid)
+        gains = [-np.linalg.norm(write(c, sample).mean(axis=0) - centroid) - own for c in candidates]
+        judged.append(write(model, sample).mean(axis=0))
+        np.testing.assert_allclose(step.round.rewards[0], gains[:2])
+        best = int(np.argmax(gains))
+        assert step.taken[0] == (best if gains[best] > 0 else NONE)
+        if gains[best] > 0:
+            model = candidates[best]
+        assert name_of(step.model[0]) == name_of(model)
+    np.testing.assert_allclose(world.judged, judged)
+    assert model is not None and (merged_rounds > 0) == (scoring is attributed)
+
+
+@given(arrays(float, st.integers(1, 8), elements=st.floats(0, 1)), st.integers(1, 50))
+def test_allotted_shares(weights, budget):
+    if weights.sum() < 1e-6:
+        return
+    counts = allotted(weights, budget)
+    exact = budget * weights / weights.sum()
+    assert counts.sum() == budget and (np.abs(counts - exact) < 1 + 1e-6).all() and (counts[weights == 0] == 0).all()
+
+
+def test_a_persons_texts_are_all_drawn_before_one_comes_again():
+    drawn = draw_texts(PEOPLE, np.array([1.0, 0, 0, 0, 0]), 6, np.random.default_rng(0))
+    assert set(drawn[:4]) == set(PEOPLE[0]) and drawn[4:] == drawn[:2]
+
+
+def test_plays_side_by_side_get_what_they_ask_for_and_errors_end_them():
+    def fulfil(orders):
+        waiting.extend(orders)
+        owner, request = waiting.pop(0)  # one at a time
+        return [((owner, request), fake_ask([request]))]
+
+    def play(number, ask):
+        model = Tuned(PEOPLE[number], None, number)
+        drawn = ask([Request(model, (1,)), Request(None, (2,))])
+        return set(drawn) | set(ask([Request(model, (3,))]))
+
+    waiting = []
+    plays = {f"play {number}": lambda ask, number=number: play(number, ask) for number in range(3)}
+    found = play_together(plays, fulfil)
+    for number in range(3):
+        name = Tuned(PEOPLE[number], None, number).name
+        assert found[f"play {number}"] == {(name, 1), ("base", 2), (name, 3)}
+    assert play_together({}, fulfil) == {}
+
+    def broken(ask):
+        ask([Request(None, (1,))])
+        raise InputError("the metric fails")
+
+    with pytest.raises(InputError, match="the metric fails"):
+        play_together(plays | {"broken": broken}, fulfil)
+
+    def failing(orders):
+        raise MemoryError("too little")
+
+    with pytest.raises(MemoryError):
+        play_together(plays, failing)
+
+
+def test_exact_shapley_is_the_mean_over_all_orders_of_joining():
+    n = 4
+    coalitions = all_coalitions(n)
+    rng = np.random.default_rng(0)
+    values, variances = rng.normal(size=2**n), rng.uniform(size=2**n)
+    index = {coalition.tobytes(): i for i, coalition in enumerate(coalitions)}
+    weights = np.zeros((n, 2**n))
+    for order in permutations(range(n)):
+        inside = np.zeros(n, dtype=bool)
+        for player in order:
+            weights[player, index[inside.tobytes()]] -= 1 / 24
+            inside[player] = True
+            weights[player, index[inside.tobytes()]] += 1 / 24
+    found, errors = exact_shapley(values, variances, n)
+    np.testing.assert_allclose(found, weights @ values)
+    np.testing.assert_allclose(errors, np.sqrt(weights**2 @ variances))
+
+
+def test_the_retraining_game_is_of_the_models_of_coalitions():
+    coalitions = all_coalitions(3)
+    found = retrain(PEOPLE[:3], coalitions, 5, 9, fake_ask)
+    centroid = vector_of("aim")
+    values, variances = values_of(found.vectors, centroid, l2)
+    for coalition, value in zip(coalitions, values, strict=True):
+        texts = tuple(text for own, inside in zip(PEOPLE, coalition, strict=False) if inside for text in own)
+        model = Tuned(texts, None, 5, tuple(sum(PEOPLE[:3], ()))) if texts else None
+        assert value == pytest.approx(-np.linalg.norm(write(model, 9).mean(axis=0) - centroid))
+    # A mean's own value is linear: its jackknife variance is that of the mean.
+    dot_variances = values_of(found.vectors, centroid, lambda a, b: (a * b).sum(-1))[1]
+    expected = (found.vectors @ centroid).var(axis=1, ddof=1) / found.vectors.shape[1]
+    np.testing.assert_allclose(dot_variances, expected)
+    assert (variances > 0).all()
+
+
+def test_copies_and_idle_people_are_valued_as_they_must_be():
+    """A copyist and its original get the same; who changes nothing gets nothing."""
+    rng = np.random.default_rng(2)
+    points = rng.normal(size=28)
+
+    def value(coalition):
+        return 1.5 * bool(coalition[0] or coalition[1]) + 0.5 * coalition[2]
+
+    coalitions = all_coalitions(4)
+    values, _ = exact_shapley(np.array([value(c) for c in coalitions], dtype=float), np.zeros(16), 4)
+    np.testing.assert_allclose(values, [0.75, 0.75, 0.5, 0.0], atol=1e-12)
+    means = np.stack([points, points, -points])
+    game = static_game(means, np.zeros(28), points, l2)
+    static = exact_shapley(game(all_coalitions(3)), np.zeros(8), 3)[0]
+    assert static[0] == pytest.approx(static[1]) and static[2] < static[0]
+
+
+def test_the_static_game_helps_the_sampled_reference():
+    """A game near its static one: at the same number of coalitions the error is a small part of that without it."""
+    n, rng = 8, np.random.default_rng(0)
+    means, centroid, base = rng.normal(size=(n, 28)), np.zeros(28), rng.normal(size=28) * 2
+    static = static_game(means, base, centroid, l2)
+    noise = rng.normal(scale=0.02, size=2**n)
+
+    def game(coalitions):
+        return static(coalitions) + noise[coalitions @ (1 << np.arange(n))]
+
+    truth = exact_shapley(game(all_coalitions(n)), np.zeros(2**n), n)[0]
+
+    def error(control):
+        found = [sampled_shapley(game, control, n, 64, seed) for seed in range(20)]
+        assert all(estimate.evaluations <= 64 for estimate in found)
+        return np.sqrt(np.mean([(estimate.values - truth) ** 2 for estimate in found]))
+
+    assert error(static) < 0.5 * error(lambda coalitions: np.zeros(len(coalitions)))
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    home = save_tiny_world(tmp_path_factory.mktemp("crowd"))
+    corpus = pd.read_csv(home / "corpus.csv")["text"].tolist()
+    rows = [{"who": f"p{i % 6}", "said": text} for i, text in enumerate(corpus)]
+    pd.DataFrame(rows).to_csv(home / "people.csv", index=False)
+    return home
+
+
+def arguments(world, output, *more):
+    options = {
+        "--crowd": world / "people.csv",
+        "--user-column": "who",
+        "--text-column": "said",
+        "--base-model": world / "llama",
+        "--mapper": world / "roberta",
+        "--num-users": 3,
+        "--texts-per-user": 3,
+        "--neighbours": 4,
+        "--num-rounds": 2,
+        "--budget": 3,
+        "--samples": 3,
+        "--epochs": 1,
+        "--layers": 2,
+        "--rank": 2,
+        "--max-new-tokens": 6,
+        "--jobs": 1,
+        "--output-dir": output,
+    }
+    given = [str(part) for option in options.items() for part in option]
+    return [sys.executable, str(ROOT / "crowd_fine_tuning_sim" / "run.py"), *given, *map(str, more)]
+
+
+def call(world, output, *more, check=0):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(world / "cache"), "CROWD_TEST": "1"}
+    done = subprocess.run(arguments(world, output, *more), capture_output=True, text=True, env=environment, cwd=world)
+    assert done.returncode == check, done.stderr[-2000:]
+    return done
+
+
+def tables(folder):
+    return {path.name: path.read_bytes() for path in [*folder.glob("*.csv"), *folder.glob("adapters/**/*.safetensors")]}
+
+
+@pytest.fixture(scope="module")
+def run(world):
+    call(world, world / "run", "--num-seeds", 2)
+    return world / "run"
+
+
+def test_files_of_a_run_and_its_verification(run):
+    for name in ("users", "rounds", "coalitions", "points", "summary", "estimates", "progress", "finals", "agreement"):
+        assert (run / f"{name}.csv").exists(), name
+    for name in ("agreement", "coalitions", "progress", "people"):
+        assert (run / f"{name}.png").stat().st_size > 5000
+    coalitions = pd.read_csv(run / "coalitions.csv", dtype={"coalition": str})
+    assert len(coalitions) == 2 * 8 and set(coalitions["coalition"].str.len()) == {3}
+    assert len(pd.read_csv(run / "points.csv")) == 2 * 3 * 3
+    assert any((run / "adapters").glob("*/adapter_config.json"))
+    record = json.loads((run / "run.json").read_text())
+    assert record["crowd"] == "people.csv" and "answer_in_words" in record
+    assert verify_run(run) == ([], [])
+
+
+def test_a_changed_coalition_is_found(run, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(run, tmp_path / "copy")
+    table = pd.read_csv(copy / "coalitions.csv", dtype={"coalition": str})
+    table.loc[3, "value"] += 1e-6
+    table.to_csv(copy / "coalitions.csv", index=False)
+    differences, _ = verify_run(copy)
+    assert any("shapley is not that of coalitions.csv" in line for line in differences)
+
+
+def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, run, tmp_path):
+    command = arguments(world, tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(world / "cache")}
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=world
+    )
+    deadline = time.monotonic() + 120
+    models = tmp_path / "killed" / ".parts" / "models"
+    while time.monotonic() < deadline and len(list(models.glob("*/samples/*.npz"))) < 5 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "run.json").exists()
+    call(world, tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
+    assert tables(tmp_path / "killed") == tables(run)
+
+
+def test_sampled_reference_and_anonymous_people(world, tmp_path):
+    call(
+        world, tmp_path / "sampled", "--reference", "sampled", "--retrainings", 6, "--anonymous", "--scoring", "ranked"
+    )
+    points = pd.read_csv(tmp_path / "sampled" / "points.csv")
+    assert points["user"].tolist() == [1, 2, 3] and points["shapley"].notna().all()
+    assert len(pd.read_csv(tmp_path / "sampled" / "coalitions.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--user-column", "name"), "name"),
+        (("--num-users", 7), "enough"),
+        (("--num-users", 1), "--num-users"),
+        (("--num-users", 9), "--reference exact"),
+        (("--target-emotion", "joyy"), "did you mean joy"),
+        (("--crowd", "nothing.csv"), "nothing.csv"),
+        (("--metric", "l2", "l1", "--reference", "sampled"), "name one"),
+        (("--kinds", "angry"), "--kinds angry"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(world, tmp_path, more, said):
+    done = call(world, tmp_path / "none", *more, check=2)
+    assert done.stderr.count("\n") == 1 and said in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_crowd_file_that_changed_is_another_run(world, run):
+    people = world / "people.csv"
+    before = people.read_bytes()
+    people.write_bytes(before + b"p1,what a new day it is\n")
+    try:
+        done = call(world, run, "--num-seeds", 2, check=2)
+        assert "crowd_sha256" in done.stderr
+    finally:
+        people.write_bytes(before)

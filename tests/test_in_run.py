@@ -1,0 +1,199 @@
+"""In-run values against finite differences along a slow replay of the tuning, and what they must satisfy."""
+
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from crowd_fine_tuning_sim.in_run import gradients_of_shares, in_run_values, tune_in_run, update_per_gradient
+from experiment.errors import InputError
+from point_in_space_sim.engine.base_model import load_base_model
+from point_in_space_sim.engine.fine_tuning import (
+    _trainable,
+    add_gradient,
+    encode_comment,
+    frozen_activations,
+    padded_loss,
+    plan_steps,
+    tune,
+)
+from point_in_space_sim.engine.settings import TuningSettings
+from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
+
+PEOPLE = [
+    ["what a day", "no"],
+    ["thank you so much for all the help"],
+    ["the day is a wonderful day, thank you", "rain", "what a wonderful cat"],
+]
+TEXTS = [*chain(*PEOPLE)]
+VALIDATION = ["what a wonderful day", "thank you, thank you"]
+SETTINGS = TuningSettings(layers=2, rank=4, learning_rate=5e-3, epochs=2, batch_size=4)
+ONE_STEP = replace(SETTINGS, epochs=1, batch_size=99)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return load_base_model(str(save_tiny_llama(tmp_path_factory.mktemp("llama"))), "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    return load_base_model(str(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))), "cpu", torch.float32)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def base(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other take longer than models as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def replayed_values(base, people, settings, seed):
+    """(2, people). AdamW written out, through the whole model; each part of each step tried out on the validation."""
+    texts = [*chain(*people)]
+    owners = [number for number, own in enumerate(people) for _ in own]
+    steps, init_seed = plan_steps(len(texts), settings, seed)
+    values = np.zeros((2, len(people)))
+    with _trainable(base, settings, None, init_seed) as (parameters, _):
+        nothing = m = v = [torch.zeros_like(parameter) for parameter in parameters]
+        for t, step in enumerate(steps, 1):
+            rate = settings.learning_rate * (1 - (t - 1) / len(steps))
+            tokens = [len(encode_comment(base, text)) for text in texts]
+            share = {}
+            for i in step:
+                loss = padded_loss(base, [texts[i]]) * tokens[i] / sum(tokens[j] for j in step)
+                gradient = torch.autograd.grad(loss, parameters)
+                share[owners[i]] = [a + b for a, b in zip(share.get(owners[i], nothing), gradient, strict=True)]
+            whole = [sum(parts) for parts in zip(*share.values(), strict=True)]
+            clip = min(1.0, 1.0 / float(torch.cat([part.flatten() for part in whole]).norm()))
+            m = [0.9 * a + 0.1 * clip * g for a, g in zip(m, whole, strict=True)]
+            v = [0.999 * a + 0.001 * (clip * g) ** 2 for a, g in zip(v, whole, strict=True)]
+            below = [(a / (1 - 0.999**t)).sqrt() + 1e-8 for a in v]
+            for person, gradient in share.items():
+                part = [-rate * 0.1 / (1 - 0.9**t) * clip * g / b for g, b in zip(gradient, below, strict=True)]
+                values[0, person] -= slope_along(base, parameters, part)
+                values[1, person] -= slope_along(base, parameters, [-rate * g for g in gradient])
+            move(parameters, [-rate * a / (1 - 0.9**t) / b for a, b in zip(m, below, strict=True)], 1.0)
+    return values
+
+
+@torch.no_grad()
+def move(parameters, direction, by):
+    for parameter, part in zip(parameters, direction, strict=True):
+        parameter.add_(part, alpha=by)
+
+
+@torch.no_grad()
+def slope_along(base, parameters, direction):
+    """Central finite difference of the validation loss."""
+    kept = [parameter.clone() for parameter in parameters]
+    h = min(0.1, 1e-3 / max(float(part.abs().max()) for part in direction))
+    losses = []
+    for by in (h, -h):
+        move(parameters, direction, by)
+        losses.append(float(padded_loss(base, VALIDATION)))
+        for parameter, old in zip(parameters, kept, strict=True):
+            parameter.copy_(old)
+    return (losses[0] - losses[1]) / (2 * h)
+
+
+@pytest.mark.parametrize("settings", [ONE_STEP, SETTINGS, replace(SETTINGS, method="full", learning_rate=1e-3)])
+def test_values_are_finite_differences_along_the_run(base, settings):
+    # The Llama's people's gradients cancel out so far in places that v there is of rounding errors: one person only.
+    for people in [PEOPLE, [TEXTS]]:
+        got = tune_in_run(base, people, VALIDATION, settings, seed=3)
+        values, sgd_values = replayed_values(base, people, settings, seed=3)
+        assert got.sgd_values == pytest.approx(sgd_values, rel=0.01, abs=0.01 * np.abs(sgd_values).max())
+        if not base.has_plain_layers or len(people) == 1:
+            assert got.values == pytest.approx(values, rel=0.01, abs=0.01 * np.abs(values).max())
+            assert np.abs(values).min() > 0
+
+
+@pytest.mark.parametrize("scale", [0.05, 5.0])
+def test_a_step_is_its_gradients_part_and_what_momentum_carries(scale):
+    """The preconditioner, against torch's own steps: clipped and not."""
+    parameter = torch.nn.Parameter(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0.0, fused=True)
+    generator = torch.Generator().manual_seed(1)
+    carried = torch.zeros(3, 4)
+    for t in range(1, 6):
+        gradient = scale * torch.randn(3, 4, generator=generator) / 12**0.5
+        parameter.grad = gradient.clone()
+        norm = torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+        clipped, before = parameter.grad.clone(), parameter.detach().clone()
+        optimizer.step()
+        per_gradient = update_per_gradient(optimizer, parameter, norm)
+        v_hat = optimizer.state[parameter]["exp_avg_sq"] / (1 - 0.999**t)
+        momentum = -1e-2 * 0.9 * carried / (1 - 0.9**t) / (v_hat.sqrt() + 1e-8)
+        assert torch.allclose(parameter.detach() - before, momentum - per_gradient * gradient, atol=1e-6)
+        carried = 0.9 * carried + 0.1 * clipped
+    assert (norm > 1) == (scale > 1)
+
+
+def test_shares_gradients_add_up_to_the_steps(base):
+    activations = frozen_activations(base, TEXTS, SETTINGS) if base.has_plain_layers else None
+    with _trainable(base, SETTINGS, None, 0) as (parameters, _):
+        shares = gradients_of_shares(base, PEOPLE, parameters, activations)
+        assert all(parameter.grad is None for parameter in parameters)
+        add_gradient(base, TEXTS, activations)
+        assert max(float(parameter.grad.abs().max()) for parameter in parameters) > 1e-3
+        for parameter, *parts in zip(parameters, *shares, strict=True):
+            assert torch.allclose(parameter.grad, sum(parts), atol=1e-6)
+
+
+def test_a_person_split_in_two_is_worth_as_much(llama):
+    whole = in_run_values(llama, PEOPLE, VALIDATION, ONE_STEP, seed=0)
+    split = in_run_values(llama, [*PEOPLE[:2], PEOPLE[2][:1], PEOPLE[2][1:]], VALIDATION, ONE_STEP, seed=0)
+    assert [*split[:2], split[2] + split[3]] == pytest.approx([*whole], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_comes_to_the_adapter_that_tuning_comes_to(base, method):
+    settings = replace(SETTINGS, method=method, learning_rate=5e-3 if method == "lora" else 1e-3)
+    before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+    adapter = tune_in_run(base, PEOPLE, VALIDATION, settings, seed=1).adapter
+    after = base.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    tuned = tune(base, TEXTS, settings, seed=1)
+    assert adapter.weights.keys() == tuned.weights.keys() and adapter.lora_config == tuned.lora_config
+    for name, weight in tuned.weights.items():
+        if name.endswith("c_attn.bias"):
+            continue  # a bias of all keys changes nothing: AdamW follows the rounding errors of its gradient
+        assert torch.allclose(adapter.weights[name], weight, atol=1e-4), name
+
+
+def test_the_same_texts_are_worth_the_same(llama):
+    first, *others, again = in_run_values(llama, [*PEOPLE, PEOPLE[0]], VALIDATION, ONE_STEP, seed=0)
+    assert first == pytest.approx(again, rel=1e-6) and not np.isclose(first, others, rtol=0.05).any()
+
+
+def test_in_a_long_run_the_same_texts_are_worth_nearly_the_same(llama):
+    people = [PEOPLE[0] * 4, PEOPLE[1] * 4, PEOPLE[0] * 4]
+    settings = replace(SETTINGS, epochs=8, learning_rate=1e-3)
+    first, other, again = tune_in_run(llama, people, VALIDATION, settings, seed=0).sgd_values
+    assert first == pytest.approx(again, rel=0.25) and abs(first - other) > 2 * abs(first - again)
+
+
+def test_who_holds_the_validation_texts_is_worth_most(llama):
+    got = tune_in_run(llama, [*PEOPLE, VALIDATION], VALIDATION, replace(SETTINGS, epochs=4), seed=0)
+    for values in (got.values, got.sgd_values):
+        assert values.argmax() == 3 and values.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("people", "validation", "message"),
+    [([], VALIDATION, "no people"), ([["no"], []], VALIDATION, "person 1 has no texts"), (PEOPLE, [], "no validation")],
+)
+def test_nothing_to_value(llama, people, validation, message):
+    with pytest.raises(InputError, match=message):
+        in_run_values(llama, people, validation, SETTINGS, seed=0)
