@@ -288,8 +288,10 @@ def play_retraining(settings: Settings, case: results.Case, ask: Ask) -> Arrays:
             asked = [found]
 
             def vectors_of(coalitions: np.ndarray) -> np.ndarray:
-                asked.append(retrain(texts, coalitions, tuning, sample, ask))
-                return asked[-1].vectors
+                drawn = retrain(texts, coalitions, tuning, sample, ask)
+                new = coalitions.any(axis=1)  # the empty one is there
+                asked.append(Retrained(coalitions[new], drawn.vectors[new]))
+                return drawn.vectors
 
             results.sampled_reference(settings, case, vectors_of, found.vectors[0])
             found = Retrained(

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from crowd_fine_tuning_sim.results import CASE, COMBINATION, ESTIMATES, Played, Tables
 from crowd_fine_tuning_sim.settings import KINDS
@@ -70,6 +71,8 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
         panel.set_title(f"{title}\nmean r = {r.mean():.2f}" if r.notna().any() else f"{title}\nno spread", fontsize=8)
     for panel in axes.flat[len(shown) :]:
         panel.set_visible(False)
+    for panel in axes.flat[len(shown) - columns : len(shown)]:  # the last of their columns
+        panel.tick_params(labelbottom=True)
     figure.supxlabel(f"Shapley value by retraining ({metric}; standard deviations within a crowd)", fontsize=8)
     figure.supylabel("points or estimate (the same)", fontsize=8)
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -92,7 +95,9 @@ def coalitions_figure(coalitions: pd.DataFrame) -> Figure:
         panel.set_title(f"{metric}: mean R$^2$ = {r2.mean():.2f} within a crowd", fontsize=8)
         panel.set_xlabel("value in the game of mean text vectors")
     axes[0, 0].set_ylabel("value by retraining")
-    figure.colorbar(ScalarMappable(norm, "cividis"), ax=axes[0], label="people in the coalition")
+    bar = figure.colorbar(ScalarMappable(norm, "cividis"), ax=axes[0], label="people in the coalition")
+    bar.locator = MaxNLocator(integer=True)
+    bar.update_ticks()
     return figure
 
 
@@ -113,11 +118,12 @@ def progress_figure(progress: pd.DataFrame) -> Figure:
                     panel.fill_between(wide.index, low, high, color=COLOURS[number], alpha=0.12, linewidth=0)
         panel.set_title(f"{grouping}, {metric}", fontsize=8)
         panel.set_xlabel("round")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylim(0, None)
     axes[0, 0].set_ylabel("distance to the centroid (L2)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     note = f"means over {cases} repetitions, bands: 95 % intervals" if cases > 1 else "one repetition"
-    legend: Any = {"loc": "outside upper center", "ncols": 3, "fontsize": 7, "title": note, "title_fontsize": 7}
+    legend: Any = {"loc": "outside upper center", "ncols": 2, "fontsize": 7, "title": note, "title_fontsize": 7}
     figure.legend(handles, labels, **legend)
     return figure
 

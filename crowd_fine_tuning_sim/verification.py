@@ -11,13 +11,17 @@ from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
 from experiment.tables import read_table
 
 TABLES = ("users", "rounds", "coalitions", "points", "estimates", "progress", "finals", "agreement", "summary")
+MAY_BE_NAN = ("shapley", "standard_error", "pearson", "spearman", "reliability", "value", "low", "high")
 EXACT = 1e-9
 
 
 def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
     """(what differs, what could not be checked), a line each."""
-    texts = dict.fromkeys(("user", "coalition", "users", "grouping", "scoring", "what", "model"), str)
-    tables = {name: read_table(folder, name, dtype=texts, keep_default_na=False, na_values=["nan"]) for name in TABLES}
+    texts = dict.fromkeys(("user", "coalition", "users", "grouping", "scoring", "what", "model", "estimate"), str)
+    # A text may be empty, a number's empty cell is NaN.
+    nothing = {name: [""] for name in MAY_BE_NAN}
+    options: Any = {"dtype": texts, "keep_default_na": False, "na_values": nothing}
+    tables = {name: read_table(folder, name, **options) for name in TABLES}
     differences = check_rows(tables, record)
     if differences:
         return differences, ["numbers: recomputed only where no row is missing"]
@@ -25,9 +29,7 @@ def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
     if record["reference"] == "exact":
         differences += check_shapley(tables["points"], tables["coalitions"])
     else:
-        unchecked.append(
-            f"Shapley values: recomputed from coalitions.csv only where all are there ({record['reference']})"
-        )
+        unchecked.append("Shapley values: recomputed from coalitions.csv only where it holds all coalitions")
     differences += check_agreement(tables)
     recomputed = summary_table(tables["agreement"], tables["finals"])
     differences += compare("summary.csv", tables["summary"], recomputed)

@@ -255,14 +255,19 @@ def arguments(world, output, *more):
         "--output-dir": output,
     }
     given = [str(part) for option in options.items() for part in option]
-    return [sys.executable, str(ROOT / "crowd_fine_tuning_sim" / "run.py"), *given, *map(str, more)]
+    return [*given, *map(str, more)]
 
 
-def call(world, output, *more, check=0):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(world / "cache"), "CROWD_TEST": "1"}
-    done = subprocess.run(arguments(world, output, *more), capture_output=True, text=True, env=environment, cwd=world)
-    assert done.returncode == check, done.stderr[-2000:]
-    return done
+@pytest.fixture(scope="module")
+def call(warm, world):
+    def called(output, *more, check=0):
+        """(output, errors)"""
+        environment = {"XDG_CACHE_HOME": world / "cache"}
+        code, said, errors = warm.call("crowd_fine_tuning_sim", arguments(world, output, *more), world, environment)
+        assert code == check, errors[-2000:]
+        return said, errors
+
+    return called
 
 
 def tables(folder):
@@ -270,8 +275,8 @@ def tables(folder):
 
 
 @pytest.fixture(scope="module")
-def run(world):
-    call(world, world / "run", "--num-seeds", 2)
+def run(world, call):
+    call(world / "run", "--num-seeds", 2)
     return world / "run"
 
 
@@ -300,8 +305,9 @@ def test_a_changed_coalition_is_found(run, tmp_path):
     assert any("shapley is not that of coalitions.csv" in line for line in differences)
 
 
-def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, run, tmp_path):
-    command = arguments(world, tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
+def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, call, run, tmp_path):
+    command = [sys.executable, str(ROOT / "crowd_fine_tuning_sim" / "run.py")]
+    command += arguments(world, tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
     environment = {**os.environ, "XDG_CACHE_HOME": str(world / "cache")}
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=world
@@ -313,14 +319,13 @@ def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, run, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "run.json").exists()
-    call(world, tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
+    call(tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
     assert tables(tmp_path / "killed") == tables(run)
 
 
-def test_sampled_reference_and_anonymous_people(world, tmp_path):
-    call(
-        world, tmp_path / "sampled", "--reference", "sampled", "--retrainings", 6, "--anonymous", "--scoring", "ranked"
-    )
+def test_sampled_reference_and_anonymous_people(call, tmp_path):
+    options = ("--reference", "sampled", "--retrainings", 6, "--anonymous", "--scoring", "ranked")
+    call(tmp_path / "sampled", *options)
     points = pd.read_csv(tmp_path / "sampled" / "points.csv")
     assert points["user"].tolist() == [1, 2, 3] and points["shapley"].notna().all()
     assert len(pd.read_csv(tmp_path / "sampled" / "coalitions.csv")) == 6
@@ -330,7 +335,7 @@ def test_sampled_reference_and_anonymous_people(world, tmp_path):
     ("more", "said"),
     [
         (("--user-column", "name"), "name"),
-        (("--num-users", 7), "enough"),
+        (("--num-users", 7), "7 are asked for"),
         (("--num-users", 1), "--num-users"),
         (("--num-users", 9), "--reference exact"),
         (("--target-emotion", "joyy"), "did you mean joy"),
@@ -339,18 +344,18 @@ def test_sampled_reference_and_anonymous_people(world, tmp_path):
         (("--kinds", "angry"), "--kinds angry"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(world, tmp_path, more, said):
-    done = call(world, tmp_path / "none", *more, check=2)
-    assert done.stderr.count("\n") == 1 and said in done.stderr
+def test_bad_input_is_one_line_and_writes_nothing(call, tmp_path, more, said):
+    _, errors = call(tmp_path / "none", *more, check=2)
+    assert errors.count("\n") == 1 and said in errors
     assert not (tmp_path / "none").exists()
 
 
-def test_a_crowd_file_that_changed_is_another_run(world, run):
+def test_a_crowd_file_that_changed_is_another_run(world, call, run):
     people = world / "people.csv"
     before = people.read_bytes()
     people.write_bytes(before + b"p1,what a new day it is\n")
     try:
-        done = call(world, run, "--num-seeds", 2, check=2)
-        assert "crowd_sha256" in done.stderr
+        _, errors = call(run, "--num-seeds", 2, check=2)
+        assert "crowd_sha256" in errors
     finally:
         people.write_bytes(before)

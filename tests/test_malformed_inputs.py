@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_models import save_tiny_corpus, save_tiny_llama, save_tiny_mapper
 from tests.warm_command_line import ROOT, SCRIPTS
 
-GROUPING, POINT = SCRIPTS
+GROUPING, POINT, *_ = SCRIPTS
 RATINGS = "userId,movieId,rating,timestamp\n1,1,4.0,1\n2,1,3.0,1\n3,2,5.0,1\n"
 MOVIES = "movieId,title,genres\n1,A,Drama\n2,B,Comedy\n"
 MATRIX = "who,a,b\n" + "".join(f"u{i},{i % 5},{i % 3}\n" for i in range(12))

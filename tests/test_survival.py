@@ -15,7 +15,7 @@ from experiment.run_folder import open_run
 from tests.tiny_models import save_tiny_world
 from tests.warm_command_line import SCRIPTS
 
-GROUPING, POINT = SCRIPTS
+GROUPING, POINT, *_ = SCRIPTS
 STRATEGIES = """
 import os
 import time

@@ -13,7 +13,7 @@ from experiment.verify import main, verify_run
 from tests.tiny_models import save_tiny_world
 from tests.warm_command_line import SCRIPTS
 
-GROUPING, POINT = SCRIPTS
+GROUPING, POINT, *_ = SCRIPTS
 GROUPING_RUN = (
     "--num-users 8 --num-groups 2 --num-rounds 12 --num-runs 4 --kernel-runs 2 --grouping random epsilon_greedy "
     "--metric l2 dot --scoring marginal ranked --sweep --sweep-users 8 --sweep-groups 2 4 --jobs 1 "

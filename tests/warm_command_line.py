@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {name: ROOT / name / "run.py" for name in ("user_grouping_evaluation_sim", "point_in_space_sim")}
+EXPERIMENTS = ("user_grouping_evaluation_sim", "point_in_space_sim", "crowd_fine_tuning_sim")
+SCRIPTS = {name: ROOT / name / "run.py" for name in EXPERIMENTS}
 SECONDS = 300  # after which a call is killed
 
 
