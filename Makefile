@@ -1,20 +1,23 @@
-# make run: both experiments. make test: both at their quick preset, then the checks and the suite.
+# make run: all experiments. make test: each at its quick preset, then the checks and the suite.
 # make reference: the committed results again. Each makes its virtual environment first, once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 GROUPING = user_grouping_evaluation_sim
 SPACE = point_in_space_sim
+CROWD = crowd_fine_tuning_sim
 
 .PHONY: run test reference
 
 run: $(VENV)/installed
 	$(BIN)/python $(GROUPING)/run.py
 	$(BIN)/python $(SPACE)/run.py
+	$(BIN)/python $(CROWD)/run.py
 
 test: $(VENV)/installed-dev
 	$(BIN)/python $(GROUPING)/run.py --preset quick --overwrite
 	$(BIN)/python $(SPACE)/run.py --preset quick --overwrite
+	$(BIN)/python $(CROWD)/run.py --preset quick --overwrite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
