@@ -1,6 +1,8 @@
 """The training loss against a slow reference, cached activations, adapters against PEFT, and the engine."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +30,7 @@ from point_in_space_sim.engine.fine_tuning import (
     tune,
     write_chat_jsonl,
 )
+from point_in_space_sim.engine.guard import interrupts_held_back
 from point_in_space_sim.engine.layers import run_layers, use_low_rank_products
 from point_in_space_sim.engine.recipes import Averaged, Request, Tuned, name_of
 from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
@@ -423,6 +426,14 @@ def test_models_made_together_are_those_made_alone(engine, mapper, tmp_path, sta
         ]
         assert all(torch.allclose(weights[0][name], weights[1][name], atol=2e-5) for name in weights[1])
     assert (max(sizes) > 2) == (stack > 2) and 2 in sizes
+
+
+def test_an_interrupt_while_weights_are_read_comes_after_them():
+    seen = []
+    with pytest.raises(KeyboardInterrupt), interrupts_held_back():
+        os.kill(os.getpid(), signal.SIGINT)
+        seen.append("read to the end")
+    assert seen and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_low_rank_products_are_those_of_peft(base):

@@ -1,5 +1,7 @@
 """One line in place of whatever a library raises about a model that it cannot use."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +19,22 @@ def one_line(what: str, advice: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise MemoryError(reason(error)) from error
         raise InputError(f"{what} ({reason(error)}); {advice}") from error
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C takes effect at the end: inside a constructor, torch makes a ValueError of it, as of a damaged file."""
+    if threading.current_thread() is not threading.main_thread():  # only there it arrives
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def is_out_of_memory(error: Exception) -> bool:

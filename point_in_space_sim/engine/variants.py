@@ -38,7 +38,7 @@ from point_in_space_sim.engine.fine_tuning import (
     save_adapter,
     tune,
 )
-from point_in_space_sim.engine.guard import is_out_of_memory, reason
+from point_in_space_sim.engine.guard import interrupts_held_back, is_out_of_memory, reason
 from point_in_space_sim.engine.recipes import (
     Averaged,
     Finished,
@@ -373,10 +373,11 @@ def _save_kept(adapter: Adapter, engine: Engine, folder: Path) -> None:
 def _load_weights(folder: Path) -> Adapter | None:
     """What _save_weights wrote; None where there is none, or it is damaged (it is removed then)."""
     try:
-        if (folder / "weights.safetensors").exists():
-            return Adapter(load_file(folder / "weights.safetensors"), None)
-        if folder.is_dir():
-            return load_adapter(folder)
+        with interrupts_held_back():
+            if (folder / "weights.safetensors").exists():
+                return Adapter(load_file(folder / "weights.safetensors"), None)
+            if folder.is_dir():
+                return load_adapter(folder)
     except (InputError, SafetensorError):
         shutil.rmtree(folder, ignore_errors=True)
     return None
