@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from crowd_fine_tuning_sim.settings import KINDS
 from experiment.command_line import check_name, nearest
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS, load_corpus
 from point_in_space_sim.engine.assets import PinnedWheel, wheel_folder
 from point_in_space_sim.target import distances_to, emotion_target, find_neighbourhood
 
-KINDS = ("on", "half", "random", "off", "copyist", "spammer")
 SOURCES = ("shipped", "chitchat")
 HELD_OUT = 3000
 """At most as many texts of people outside a real crowd are mapped to find the neighbourhood among."""
