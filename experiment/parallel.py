@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -40,8 +40,12 @@ def parallel_map(
     backend: str = "loky",
     scheduler: str | None = None,
     description: str = "",
-) -> Iterator[Result]:
-    """function(task) for every task, in the tasks' order, as they become ready, with a progress bar. See workers."""
+) -> Generator[Result, None, None]:
+    """function(task) for every task, in the tasks' order, as they become ready, with a progress bar. See workers.
+
+    Who works with the results while others are made closes it (contextlib.closing): what is interrupted there would
+    leave bar and workers to the garbage collector.
+    """
     with workers(min(jobs, len(tasks)), backend, scheduler) as (submit, at_once):
         waiting = iter(tasks)
         # In this process a task is finished when it is submitted; workers never wait for the next.

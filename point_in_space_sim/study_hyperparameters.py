@@ -11,6 +11,7 @@ for word, and word pairs are at least three quarters as varied as in the same nu
 
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -197,9 +198,10 @@ def main(settings: Settings) -> None:
         ]
         done = {key(row) for row in rows}
         new = [trial for trial in wanted if key(asdict(trial) | trial.setting) not in done]
-        for row in parallel_map(run_trial, new, jobs=settings.jobs, description=stage):
-            rows.append(row)
-            write(pd.DataFrame(rows), path)
+        with closing(parallel_map(run_trial, new, jobs=settings.jobs, description=stage)) as results:
+            for row in results:
+                rows.append(row)
+                write(pd.DataFrame(rows), path)
         keys = {key(asdict(trial) | trial.setting) for trial in wanted}
         return pd.DataFrame([row for row in rows if key(row) in keys])
 

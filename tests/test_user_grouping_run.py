@@ -21,6 +21,7 @@ from experiment.command_line import run_script
 from experiment.errors import InputError
 from experiment.parallel import parallel_map
 from user_grouping_evaluation_sim import main as main_module
+from user_grouping_evaluation_sim import sweep
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
 from user_grouping_evaluation_sim.settings import DATA, PRESETS, Settings
@@ -412,6 +413,21 @@ def command_line(home, capsys):
 
 
 CROWD = ["--preferences", "matrix.csv", *TINY]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_interrupt_while_a_part_is_saved_has_the_last_word(jobs, command_line, monkeypatch, tmp_path):
+    """The progress bar is the loop's that was interrupted: it ends before the line is written."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "save_arrays", interrupted)
+    code, _, errors = command_line(*CROWD, "--output-dir", tmp_path / "run", "--jobs", jobs)
+    assert code == 130
+    assert errors.splitlines()[-1].startswith("interrupted: ")
+
+
 BAD = {  # tests/test_malformed_inputs.py has all kinds; these come after a crowd was read
     "more groups than users": ([*CROWD, "--num-groups", 7], "--num-groups 7: more groups than the 6 users"),
     "more groups in the sweep": ([*CROWD, "--sweep", "--sweep-users", 3, "--sweep-groups", 4], "more groups than"),

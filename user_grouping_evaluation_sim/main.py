@@ -144,6 +144,5 @@ def draw_figures(
     combinations = combinations_of(settings, preferences, done, settings.num_users, settings.num_groups)
     first_crowd = crowd_of(settings, preferences, settings.num_users, 0, 1)
     drawings = figures_of(run.path, frames, combinations, first_crowd)
-    for _ in parallel_map(draw, drawings, jobs=settings.jobs, description="drawing"):
-        pass
+    list(parallel_map(draw, drawings, jobs=settings.jobs, description="drawing"))
     return [drawing.name for drawing in drawings]

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
@@ -114,9 +114,10 @@ def finish_tasks(
         scheduler=settings.scheduler,
         description="simulating",
     )
-    for task, arrays in zip(missing, results, strict=True):
-        save_arrays(run.part_path(f"{task.name}.npz"), arrays)
-        done[task.name] = arrays
+    with closing(results):  # an error here ends the workers and the progress bar at once
+        for task, arrays in zip(missing, results, strict=True):
+            save_arrays(run.part_path(f"{task.name}.npz"), arrays)
+            done[task.name] = arrays
     return {name: arrays for name, arrays in done.items() if arrays is not None}
 
 
