@@ -4,6 +4,7 @@ and the report."""
 import importlib
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of
 from crowd_fine_tuning_sim.text_world import TextWorld
 from experiment.command_line import NOT_IDENTITY, named_function, naming, tell
 from experiment.files import ROOT, sha256_file
-from experiment.parallel import reach_cluster
+from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, load_arrays, open_run, save_arrays
 from experiment.tables import write_table
@@ -79,19 +80,24 @@ def main(settings: Settings) -> None:
         if run.finished:
             tell(f"already complete: {folder} (--overwrite runs it again)")
             return
-        with run.stage("in-run values"):
-            for case in cases:
-                value_in_run(run, base, case, tuning)
-        cached_base_model.cache_clear()
-        del base
-        return_memory()
         stack = STACK if device.startswith("cuda") else 1
         engine = Engine(settings.base_model, settings.prompt, device, tuning, sampling, settings.samples, stack)
+        del base
+        if settings.jobs > 1:  # models are made elsewhere
+            cached_base_model.cache_clear()
+            return_memory()
+        with run.stage("in-run values"):
+            value_in_run(run, settings, engine, cases)
         with run.stage("competition and retraining"):
             play_cases(run, settings, engine, mapper, cases)
         with run.stage("tables"):
             played = [
-                results.played_case(settings, case, load_arrays(part_of(run, case)) or {}, in_run_of(run, case))
+                results.played_case(
+                    settings,
+                    case,
+                    load_arrays(part_of(run, case)) or {},
+                    (load_arrays(in_run_part(run, case)) or {})["values"],
+                )
                 for case in cases
             ]
             tables = results.run_tables(settings, played)
@@ -180,19 +186,33 @@ def part_of(run: RunFolder, case: results.Case) -> Path:
     return run.part_path(f"{case.name}.npz")
 
 
-def value_in_run(run: RunFolder, base: BaseModel, case: results.Case, tuning: TuningSettings) -> None:
-    """In-run values of the people, saved as a part."""
-    path = run.part_path(f"{case.name}-in-run.npz")
-    if load_arrays(path) is None:
-        texts = [person.texts for person in case.crowd.people]
-        validation = case.crowd.near_texts[:VALIDATION_TEXTS]
-        torch.set_num_threads(1)  # two on a busy machine wait for each other
-        found = tune_in_run(base, texts, validation, tuning, case.streams("retraining"))
-        save_arrays(path, {"values": found.sgd_values})
+def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequence[results.Case]) -> None:
+    """In-run values of the people, a part a case, made where models are made."""
+    missing = [case for case in cases if load_arrays(in_run_part(run, case)) is None]
+    values = parallel_map(
+        partial(in_run_values, engine),
+        missing,
+        jobs=settings.jobs if engine.device == "cpu" else 1,
+        backend=settings.backend,
+        scheduler=settings.scheduler,
+        description="in-run values" if missing else "",
+    )
+    with closing(values):
+        for case, found in zip(missing, values, strict=True):
+            save_arrays(in_run_part(run, case), {"values": found})
 
 
-def in_run_of(run: RunFolder, case: results.Case) -> np.ndarray:
-    return (load_arrays(run.part_path(f"{case.name}-in-run.npz")) or {})["values"]
+def in_run_values(engine: Engine, case: results.Case) -> np.ndarray:
+    """(n,), in a worker."""
+    torch.set_num_threads(1)  # two on a busy machine wait for each other
+    base = cached_base_model(engine.base_model, engine.device, engine.prompt)
+    texts = [person.texts for person in case.crowd.people]
+    validation = case.crowd.near_texts[:VALIDATION_TEXTS]
+    return tune_in_run(base, texts, validation, engine.tuning, case.streams("retraining")).values
+
+
+def in_run_part(run: RunFolder, case: results.Case) -> Path:
+    return run.part_path(f"{case.name}-in-run.npz")
 
 
 def play_cases(
