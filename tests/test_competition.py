@@ -1,20 +1,19 @@
 """Groupings; the vectorised competition and scorings against slow, literal transcriptions for one run."""
 
-import inspect
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiment.errors import InputError
+from tests import literal_attribution
 from user_grouping_evaluation_sim import scoring as scorings
 from user_grouping_evaluation_sim.competition import NONE, Rules, compete
 from user_grouping_evaluation_sim.grouping import GROUPINGS, epsilon_greedy, interleaved
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.preferences import Crowd
 from user_grouping_evaluation_sim.scoring import Round, Standing, attributed, marginal, ranked
-from user_grouping_evaluation_sim.vector_world import simulate
+from user_grouping_evaluation_sim.vector_world import VectorWorld, simulate
 
 LITERAL_METRICS = {
     "l2": lambda a, b: -(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5),
@@ -87,54 +86,21 @@ def literal_ranked(points, labels, gains, best, other, mistaken, num_groups):
     return [p + earned[g] for p, g in zip(points, labels, strict=True)]
 
 
-def literal_attributed(memory, history, num_rounds, num_groups):
-    """The docstring of scoring.attributed for one run. A past round: (labels, weights, rewards, merged or None)."""
-    options = {name: p.default for name, p in inspect.signature(attributed).parameters.items()}
-    n = len(history[0][0])
-    low, high = options["measured_share"]
-    rounds_wanted = options["measured_equations"] * n / num_groups
-    measured = round(num_rounds * min(high, max(low, rounds_wanted / num_rounds)))
-    t = len(history)
-    if t <= measured:
-        first = max(0, t - max(1, round(options["replayed_equations"] * n / num_groups)))
-    else:
-        first = max(measured, t - options["replayed_rounds"])
-    beta = list(memory["beta"])
-    for labels, weights, rewards, merged in history[first:]:
-        misses, norms = [], []
-        for g in range(num_groups):
-            members = [i for i in range(n) if labels[i] == g]
-            misses.append(rewards[g] - sum(weights[i] * beta[i] for i in members))
-            norms.append(sum(weights[i] ** 2 for i in members))
-        common = sum(misses) / num_groups
-        beta = [beta[i] + weights[i] * (misses[labels[i]] - common) / norms[labels[i]] for i in range(n)]
-        if merged is not None:
-            merged_weights, merged_reward = merged
-            miss = merged_reward - common - sum(w * b for w, b in zip(merged_weights, beta, strict=True))
-            norm = sum(w * w for w in merged_weights)
-            beta = [b + w * miss / norm for w, b in zip(merged_weights, beta, strict=True)]
-    points = [1 + b for b in beta] if t <= measured else memory["points"]
-    merged_weights = None
-    if t >= measured:
-        mean = sum(beta) / n
-        deviation = (sum((b - mean) ** 2 for b in beta) / n) ** 0.5
-        raw = [np.exp(options["sharpness"] * (b - max(beta)) / (deviation or 1)) for b in beta]
-        merged_weights = [w / sum(raw) for w in raw]
-    return {"beta": beta, "points": points, "merged_weights": merged_weights}
-
-
-def literal_competition(crowd, grouping, metric, scoring, rules, delta, rng):
+def literal_competition(crowd, grouping, metric, scoring, rules, delta, rng, standings):
+    """standings: of the competition under test. Each must be what comes out here, but for rounding, and the next round
+    goes on from it: sharp weights would make rounding errors grow from round to round."""
     users, expert, model = crowd.users[0].tolist(), crowd.experts[0].tolist(), crowd.models[0].tolist()
     value = LITERAL_METRICS[metric]
     n, d, num_groups = len(users), len(expert), rules.num_groups
-    memory = {"beta": [0.0] * n, "points": [1.0] * n, "merged_weights": None}
+    memory = {"points": [1.0] * n, "merged_weights": None}
     history = []
     distances = [-LITERAL_METRICS["l2"](model, expert)]
     all_taken = []
     for t in range(rules.num_rounds):
         points = memory["points"]
         labels = literal_grouping(grouping, points, num_groups, t / rules.num_rounds, rng)
-        raw = [1.0] * n if scoring == "attributed" and t > 0 else [max(p, 0.0) ** 2 for p in points]
+        even = t > 0 and (scoring == "attributed" or scoring.endswith("_merged"))
+        raw = [1.0] * n if even else [max(p, 0.0) ** 2 for p in points]
         weights = [0.0] * n
         mixtures = []
         for g in range(num_groups):
@@ -159,14 +125,32 @@ def literal_competition(crowd, grouping, metric, scoring, rules, delta, rng):
         rewards = gains[:num_groups]
         merged = None if merged_weights is None else (merged_weights, gains[-1])
         history.append((labels, weights, rewards, merged))
-        if scoring == "attributed":
-            memory = literal_attributed(memory, history, rules.num_rounds, num_groups)
-        elif improved and scoring == "ranked":
+        pay, _, steering = scoring.partition("_")
+        found = literal_attribution.attributed(memory, history, rules.num_rounds, num_groups)
+        memory["state"] = found["state"]
+        if steering == "merged" or scoring == "attributed":
+            memory["merged_weights"] = found["merged_weights"]
+        if pay == "attributed":
+            memory["points"] = found["points"]
+        elif improved and pay == "ranked":
             memory["points"] = literal_ranked(points, labels, gains, best, other, mistaken, num_groups)
         elif improved:
             memory["points"] = [p + rewards[g] for p, g in zip(points, labels, strict=True)]
+        memory |= synchronised(memory, standings[t])
         distances.append(-LITERAL_METRICS["l2"](model, expert))
     return distances, memory["points"], all_taken
+
+
+def synchronised(memory, standing):
+    np.testing.assert_allclose(standing.points[0], memory["points"], rtol=1e-9, atol=1e-9)
+    theirs = {"points": standing.points[0].tolist()}
+    if standing.estimate is not None:
+        theirs["state"] = literal_attribution.state_of(standing.estimate, run=0)
+    if memory["merged_weights"] is None:
+        assert standing.merged_weights is None
+        return theirs
+    np.testing.assert_allclose(standing.merged_weights[0], memory["merged_weights"], atol=1e-6)
+    return theirs | {"merged_weights": standing.merged_weights[0].tolist()}
 
 
 @pytest.mark.parametrize("scoring", list(scorings.SCORINGS))
@@ -178,8 +162,13 @@ def test_competition_follows_the_rules(grouping, metric, scoring):
         rules = Rules(num_groups, 40, 0.3)
         functions = GROUPINGS[grouping], METRICS[metric], scorings.SCORINGS[scoring]
         got = simulate(crowd, *functions, rules, np.random.default_rng(5), 0.13)
+        world = VectorWorld(crowd.users, crowd.experts, METRICS[metric], 0.13)
+        competition = compete(
+            world, crowd.models, (1, users), functions[0], functions[2], rules, np.random.default_rng(5)
+        )
+        standings = [played.standing for played in competition]
         rng = np.random.default_rng(5)
-        distances, points, taken = literal_competition(crowd, grouping, metric, scoring, rules, 0.13, rng)
+        distances, points, taken = literal_competition(crowd, grouping, metric, scoring, rules, 0.13, rng, standings)
         np.testing.assert_allclose(got.distances[0], distances, rtol=0, atol=1e-9)
         np.testing.assert_allclose(got.points[0], points, rtol=1e-9, atol=1e-9)
         np.testing.assert_array_equal(got.trace.taken, taken)
@@ -236,74 +225,7 @@ def test_error_probability_is_the_share_of_wrong_choices():
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / moved.sum()) ** 0.5
 
 
-# ------------------------------------------------------------------ attributed scoring by itself
-
-
-def random_history(rng, runs, users, num_groups, rounds, beta=None):
-    """Rounds of random groups and weights. With beta (R, n) the rewards are exactly linear, with a common shift."""
-    history = []
-    for t in range(rounds):
-        labels = rng.permuted(np.tile(np.arange(users) % num_groups, (runs, 1)), axis=1)
-        weights = rng.uniform(0.2, 1, (runs, users))
-        one_hot = labels[:, None] == np.arange(num_groups)[:, None]
-        weights /= np.take_along_axis(np.einsum("rgn,rn->rg", one_hot, weights), labels, axis=1)
-        rewards = rng.normal(size=(runs, num_groups))
-        if beta is not None:
-            rewards = np.einsum("rgn,rn->rg", one_hot, weights * beta) + rng.normal(size=(runs, 1))
-        merged = (None, None)
-        if beta is None and t % 3 == 2:
-            merged = rng.dirichlet(np.ones(users), runs), rng.normal(size=runs)
-        order = np.argsort(-rewards, axis=1)
-        history.append(Round(labels, weights, rewards, np.ones(runs, dtype=bool), order, *merged))
-    return history
-
-
-@pytest.mark.parametrize("users, num_groups, num_rounds", [(7, 2, 25), (12, 4, 30), (5, 5, 9), (3, 1, 12)])
-def test_attributed_is_its_docstring(users, num_groups, num_rounds):
-    runs = 3
-    history = random_history(np.random.default_rng(1), runs, users, num_groups, num_rounds)
-    standing = Standing(np.ones((runs, users)))
-    memory = [{"beta": [0.0] * users, "points": [1.0] * users}] * runs
-    for t in range(num_rounds):
-        standing = attributed(standing, history[: t + 1], num_rounds)
-        for run in range(runs):
-            past = [
-                (
-                    h.labels[run].tolist(),
-                    h.weights[run].tolist(),
-                    h.rewards[run].tolist(),
-                    None if h.merged_weights is None else (h.merged_weights[run].tolist(), h.merged_reward[run]),
-                )
-                for h in history[: t + 1]
-            ]
-            memory[run] = literal_attributed(memory[run], past, num_rounds, num_groups)
-            np.testing.assert_allclose(standing.estimate[run], memory[run]["beta"], atol=1e-9)
-            np.testing.assert_allclose(standing.points[run], memory[run]["points"], atol=1e-9)
-            if memory[run]["merged_weights"] is None:
-                assert standing.merged_weights is None
-            else:
-                np.testing.assert_allclose(standing.merged_weights[run], memory[run]["merged_weights"], atol=1e-9)
-
-
-@pytest.mark.parametrize("users, num_groups", [(8, 3), (12, 2), (20, 5)])
-def test_attributed_recovers_a_linear_world(users, num_groups):
-    rng = np.random.default_rng(4)
-    beta = rng.normal(size=(2, users))
-    rounds = 400
-    history = random_history(rng, 2, users, num_groups, rounds, beta)
-    standing = Standing(np.ones((2, users)))
-    for t in range(rounds):
-        standing = attributed(standing, history[: t + 1], rounds)
-    for run in range(2):
-        rows, targets = [], []
-        for past in history:
-            row = np.array([np.where(past.labels[run] == g, past.weights[run], 0) for g in range(num_groups)])
-            rows.append(row - row.mean(axis=0))
-            targets.append(past.rewards[run] - past.rewards[run].mean())
-        solved = np.linalg.lstsq(np.concatenate(rows), np.concatenate(targets), rcond=None)[0]
-        np.testing.assert_allclose(solved - solved.mean(), beta[run] - beta[run].mean(), atol=1e-9)
-        estimate = standing.estimate[run]
-        np.testing.assert_allclose(estimate - estimate.mean(), solved - solved.mean(), atol=1e-6)
+# ------------------------------------------------------------------ pay by itself
 
 
 def test_marginal_pays_only_rounds_that_improve():

@@ -115,8 +115,8 @@ def rough_seconds(task: Task, num_rounds: int) -> float:
         a_run = {"hull": 1e-3, "kernel": 0.3}.get(task.method, 0.02 if task.metric == "l2" else 0.05)
         return task.num_runs * a_run
     rounds = num_rounds * task.num_runs * task.num_users
-    replayed = 0.6 * min(1.5 * task.num_users / task.num_groups, 60) + 10 if task.scoring == "attributed" else 0.0
-    return rounds * (2.5e-7 + 3e-8 * replayed)
+    fitted = "attributed" in task.scoring or "merged" in task.scoring  # matrices, or all rounds replayed
+    return rounds * (2.5e-7 + (3e-8 * min(task.num_users, 10 * num_rounds) if fitted else 0))
 
 
 def write_tables(

@@ -2,17 +2,20 @@
 
 A scoring sees what a coordinator sees: who was in which group with which weight, and what each candidate gained.
 It returns the users' points and, if it wants to, weights for the next round: of the users inside their groups, and of
-one more candidate that merges the whole crowd.
+one more candidate that merges the whole crowd. The two are separate functions, a pay and a steering, of the same form;
+any pair makes a scoring.
 
 To add one, write a function of the same form and name it in SCORINGS, or pass it as `module:function`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from user_grouping_evaluation_sim.grouping import sums_by_group
+from user_grouping_evaluation_sim.attribution import Attribution, attribute, block_of, standard_errors
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,14 @@ class Round:
 @dataclass(frozen=True)
 class Standing:
     """points: (R, n). group_weights: (R, n) of users inside their groups, by default their points squared, 0 where
-    negative.
-    merged_weights: (R, n) of a merged candidate, by default there is none. estimate: (R, n) a scoring's own memory."""
+    negative. merged_weights: (R, n) of a merged candidate, by default there is none. errors: (R, n), the points'
+    standard errors, where they are known. estimate: a scoring's own memory."""
 
     points: np.ndarray
     group_weights: np.ndarray | None = None
     merged_weights: np.ndarray | None = None
-    estimate: np.ndarray | None = None
+    errors: np.ndarray | None = None
+    estimate: Any = None
 
 
 Scoring = Callable[[Standing, Sequence[Round], int], Standing]
@@ -73,11 +77,67 @@ def _pay_members(standing: Standing, last: Round, by_group: np.ndarray) -> Stand
     return replace(standing, points=standing.points + np.take_along_axis(earned, last.labels, axis=1))
 
 
-MEASURED_SHARE = (0.4, 0.85)  # of the rounds: at least, at most
+MEASURED_SHARE = (0.55, 0.85)  # of the rounds: at least, at most
 MEASURED_EQUATIONS = 1.7  # group rewards a user that measuring goes on for, within those bounds
-REPLAYED_EQUATIONS = 1.5  # group rewards a user that are replayed in a round of measuring
-REPLAYED_ROUNDS = 10  # replayed in a round of exploiting: the model moves, old rewards no longer hold
-SHARPNESS = 24.0  # of the merged candidate's weights, exp(sharpness * estimate / its standard deviation)
+SHARPNESS = 48.0  # of the merged candidate's weights, exp(sharpness * estimate / its spread)
+
+
+def attributed_pay(
+    standing: Standing,
+    history: Sequence[Round],
+    num_rounds: int,
+    *,
+    measured_share: tuple[float, float] = MEASURED_SHARE,
+) -> Standing:
+    """1 plus what a user brings to the rewards, by a mixed linear model of all rounds (see attribution.py)."""
+    found = _attribution(standing, history, num_rounds, measured_share)
+    errors = standard_errors(found) if len(history) == num_rounds else None
+    return replace(standing, points=1 + found.shares, errors=errors, estimate=found)
+
+
+def merged_steering(
+    standing: Standing,
+    history: Sequence[Round],
+    num_rounds: int,
+    *,
+    measured_share: tuple[float, float] = MEASURED_SHARE,
+    sharpness: float = SHARPNESS,
+) -> Standing:
+    """Measure first, exploit later: even weights in groups, which show every user equally well, and after measuring a
+    merged candidate that weighs users by exp(sharpness share / spread of the shares).
+
+    The shares are those of the rounds since measuring, see attribution.py. While measuring the model comes to rest near
+    the crowd's mean, where the marginal of a large coalition is taken. The spread is the median absolute deviation: one
+    user's size does not decide how sharply all others are told apart.
+    """
+    found = _attribution(standing, history, num_rounds, measured_share)
+    measured = _measured(history[-1], num_rounds, measured_share)
+    merged = None
+    if len(history) >= measured:
+        shares = found.shares_in(block_of(len(history), measured))
+        away = np.abs(shares - np.median(shares, axis=1, keepdims=True))
+        spread = 1.4826 * np.median(away, axis=1, keepdims=True)  # a normal distribution's standard deviation
+        spread = np.where(spread > 0, spread, np.maximum(away.max(axis=1, keepdims=True), np.finfo(float).tiny))
+        merged = np.exp(sharpness * (shares - shares.max(axis=1, keepdims=True)) / spread)
+        merged /= merged.sum(axis=1, keepdims=True)
+    return replace(standing, group_weights=np.ones(found.shares.shape), merged_weights=merged, estimate=found)
+
+
+def _measured(last: Round, num_rounds: int, measured_share: tuple[float, float]) -> int:
+    """Rounds of measuring."""
+    low, high = measured_share
+    per_user = last.rewards.shape[1] / last.labels.shape[1]  # equations a user that a round brings
+    return round(num_rounds * min(high, max(low, MEASURED_EQUATIONS / per_user / num_rounds)))
+
+
+def _attribution(
+    standing: Standing, history: Sequence[Round], num_rounds: int, measured_share: tuple[float, float]
+) -> Attribution:
+    """Of all rounds; what pay has found steering need not find again."""
+    found: Attribution | None = standing.estimate
+    if found is not None and found.rounds == len(history):
+        return found
+    return attribute(found, history, _measured(history[-1], num_rounds, measured_share))
 
 
 def attributed(
@@ -86,55 +146,27 @@ def attributed(
     num_rounds: int,
     *,
     measured_share: tuple[float, float] = MEASURED_SHARE,
-    measured_equations: float = MEASURED_EQUATIONS,
-    replayed_equations: float = REPLAYED_EQUATIONS,
-    replayed_rounds: int = REPLAYED_ROUNDS,
     sharpness: float = SHARPNESS,
 ) -> Standing:
-    """Each user's own share beta of the groups' rewards, found by regression; measure first, exploit later.
-
-    To first order a reward is linear in the weights: r_g - mean(r) = sum_i (w_gi - mean w_i) beta_i. The equations are
-    solved by projection onto one round after the other (block Kaczmarz; Elfving, 1980), newest last, which from the
-    estimate before converges to the least-squares solution nearest to it: a ridge regression whose prior is the past,
-    at O(users) a replayed round.
-
-    Measuring: even weights, which show every user equally well; the model comes to rest near the crowd's mean, where
-    the marginal of a large coalition is taken, and the points are 1 + beta. Exploiting: points stay; groups go on
-    measuring around the moving model, and a merged candidate weighs users by exp(sharpness beta / std(beta)).
-    """
-    last = history[-1]
-    runs, users = last.labels.shape
-    per_user = last.rewards.shape[1] / users  # equations a user that a round brings
-    low, high = measured_share
-    measured = round(num_rounds * min(high, max(low, measured_equations / per_user / num_rounds)))
-    if len(history) <= measured:
-        replayed = history[-max(1, round(replayed_equations / per_user)) :]
-    else:
-        replayed = history[max(measured, len(history) - replayed_rounds) :]
-    beta = np.zeros((runs, users)) if standing.estimate is None else standing.estimate.copy()
-    for past in replayed:
-        beta = _project(beta, past)
-    even = np.ones((runs, users))
-    if len(history) < measured:
-        return Standing(1 + beta, group_weights=even, estimate=beta)
-    points = 1 + beta if len(history) == measured else standing.points
-    spread = np.maximum(beta.std(axis=1, keepdims=True), np.finfo(float).tiny)
-    merged = np.exp(sharpness * (beta - beta.max(axis=1, keepdims=True)) / spread)
-    return Standing(points, even, merged / merged.sum(axis=1, keepdims=True), beta)
+    """Attributed pay with merged steering."""
+    paid = attributed_pay(standing, history, num_rounds, measured_share=measured_share)
+    return merged_steering(paid, history, num_rounds, measured_share=measured_share, sharpness=sharpness)
 
 
-def _project(beta: np.ndarray, past: Round) -> np.ndarray:
-    """The nearest beta (R, n) that explains a round's rewards, up to a constant that all candidates share."""
-    num_groups = past.rewards.shape[1]
-    surprise = past.rewards - sums_by_group(past.weights * beta, past.labels, num_groups)
-    common = surprise.mean(axis=1, keepdims=True)
-    step = (surprise - common) / sums_by_group(past.weights**2, past.labels, num_groups)
-    beta = beta + past.weights * np.take_along_axis(step, past.labels, axis=1)
-    if past.merged_weights is not None and past.merged_reward is not None:
-        w = past.merged_weights
-        surprise = past.merged_reward[:, None] - common - (w * beta).sum(axis=1, keepdims=True)
-        beta += w * surprise / (w**2).sum(axis=1, keepdims=True)
-    return beta
+def squared_steering(standing: Standing, history: Sequence[Round], num_rounds: int) -> Standing:
+    """The study's: users weigh their points squared in their groups."""
+    return replace(standing, group_weights=None, merged_weights=None)
 
 
-SCORINGS: dict[str, Scoring] = {"marginal": marginal, "ranked": ranked, "attributed": attributed}
+def scored(pay: Scoring, steering: Scoring, standing: Standing, history: Sequence[Round], num_rounds: int) -> Standing:
+    return steering(pay(standing, history, num_rounds), history, num_rounds)
+
+
+SCORINGS: dict[str, Scoring] = {
+    "marginal": marginal,
+    "ranked": ranked,
+    "attributed": attributed,
+    "marginal_merged": partial(scored, marginal, merged_steering),
+    "ranked_merged": partial(scored, ranked, merged_steering),
+    "attributed_squared": partial(scored, attributed_pay, squared_steering),
+}

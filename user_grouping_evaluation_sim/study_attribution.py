@@ -24,7 +24,7 @@ from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.hull import hull_distance
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.preferences import Preferences, draw_crowds, read_movielens
-from user_grouping_evaluation_sim.scoring import Round, Scoring, Standing, attributed, marginal, ranked
+from user_grouping_evaluation_sim.scoring import SCORINGS, Round, Scoring, Standing, attributed, marginal, ranked
 from user_grouping_evaluation_sim.settings import DATA
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.tables import pearson
@@ -57,18 +57,14 @@ def candidates() -> list[tuple[str, str, Scoring]]:
         ("ranked", "", ranked),
         (DEFAULT, "", attributed),
     ]
+    found += [("pay and steering", name, SCORINGS[name]) for name in SCORINGS if "_" in name]
     for eta in (0.25, 0.5, 1.0, 2.0):
         found.append(("weights inside groups: sharpness", f"{eta:g}", partial(weighted_groups, sharpness=eta)))
     for share in (0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9):
         scoring = partial(attributed, measured_share=(share, share))
         found.append(("measure, then merge: share measured", f"{share:g}", scoring))
-    for sharpness in (2.0, 4.0, 8.0, 16.0, 48.0):
+    for sharpness in (2.0, 4.0, 8.0, 16.0, 24.0, 96.0):
         found.append(("merge: sharpness", f"{sharpness:g}", partial(attributed, sharpness=sharpness)))
-    for equations in (0.5, 1.0, 3.0):
-        scoring = partial(attributed, replayed_equations=equations)
-        found.append(("measure: equations replayed a user", f"{equations:g}", scoring))
-    for rounds in (1, 5, 20, 40):
-        found.append(("merge: rounds replayed", str(rounds), partial(attributed, replayed_rounds=rounds)))
     return found
 
 

@@ -1,6 +1,6 @@
 """Users, experts and models as vectors: a group pulls the model towards its weighted centroid. All runs at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse
@@ -18,13 +18,16 @@ DELTA = 0.1
 class VectorWorld:
     """A competition.World whose models are (R, d) and candidates (R, C, d).
 
-    users: (R, n, d). experts: (R, d). delta: the step of a candidate towards its group's centroid.
+    users: (R, n, d). experts: (R, d). delta: the step of a candidate towards its group's centroid. noise: standard
+    deviation of every evaluation's own normal error, in the metric's unit. errors: where they are drawn from.
     """
 
     users: np.ndarray
     experts: np.ndarray
     metric: Metric
     delta: float = DELTA
+    noise: float = 0.0
+    errors: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def propose(self, model: np.ndarray, shares: Shares, round_number: int) -> np.ndarray:
         centroids = weighted_centroids(self.users, shares.labels, shares.weights, shares.num_groups)
@@ -34,8 +37,10 @@ class VectorWorld:
         return model[:, None] + self.delta * (centroids - model[:, None])
 
     def gains(self, model: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        experts = self.experts[:, None]
-        return self.metric(candidates, experts) - self.metric(model[:, None], experts)
+        values = self.metric(np.concatenate([model[:, None], candidates], axis=1), self.experts[:, None])
+        if self.noise:
+            values = values + self.noise * self.errors.standard_normal(values.shape)
+        return values[:, 1:] - values[:, :1]
 
     def take(self, model: np.ndarray, candidates: np.ndarray, taken: np.ndarray, improved: np.ndarray) -> np.ndarray:
         return np.where(improved[:, None], candidates[np.arange(len(taken)), taken], model)

@@ -1,0 +1,304 @@
+"""How much of the groups' rewards each user brings: a mixed linear model of all rounds' rewards on weights.
+
+To first order a reward is linear in the weights of those who made the candidate:
+
+    r_c - mean over groups of r = sum_i (w_ci - mean over groups of w_i) (beta_i + d_bi) + error
+
+beta ~ N(0, spread) is what a user brings. The model moves, so in each of two blocks of rounds (measuring, exploiting:
+see scoring.py) it differs a little: d_b ~ N(0, drift). Errors of groups' candidates and of merged ones, which lie far
+off and see the metric's curvature, have variances of their own. So a block weighs as much as the data say: under noise
+all rounds alike, without it those before the model's move.
+
+Coefficients solve the mixed model's equations (Henderson, 1975), by conjugate gradients that go on from the round
+before. The variances are found by expectation maximisation, a step a round (Laird and Ware, 1982); its traces are
+estimated with random signs (Hutchinson, 1990). A round costs O(users^2), or, where the matrices would not fit into
+memory, O(users) for every round so far.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from user_grouping_evaluation_sim.grouping import sums_by_group
+
+if TYPE_CHECKING:
+    from user_grouping_evaluation_sim.scoring import Round
+
+BLOCKS = 2  # of rounds: measuring, exploiting
+KINDS = 2  # of candidates: a group's, the merged one
+ITERATIONS = 4  # of conjugate gradients a round
+CONVERGED = 1e-10  # relative error at which they rest
+PROBES = 3  # columns of random signs
+MOST_NUMBERS = 20_000_000  # in the matrices; with more, rounds are replayed
+LEAST_ERROR = 1e-4  # variance, as a share of the rewards' mean square: a fit that is better is rounding
+LEAST_DRIFT = 1e-3  # variance, as a share of the spread
+FIRST_DRIFT = 0.1  # the same, until both blocks have begun
+
+
+@dataclass(frozen=True)
+class Equations:
+    """Of R runs, so many each. moment: (R, n), x'y. diagonal: (R, n), of x'x. gram: (R, n, n), x'x, or None where
+    rounds are replayed. square: (R,), y'y."""
+
+    count: int
+    moment: np.ndarray
+    diagonal: np.ndarray
+    gram: np.ndarray | None
+    square: np.ndarray
+
+    def with_more(self, other: "Equations") -> "Equations":
+        gram = None if self.gram is None or other.gram is None else self.gram + other.gram
+        return Equations(
+            self.count + other.count,
+            self.moment + other.moment,
+            self.diagonal + other.diagonal,
+            gram,
+            self.square + other.square,
+        )
+
+
+Strata = Mapping[tuple[int, int], Equations]
+"""By kind of candidate and block of rounds."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """After so many `rounds`, for R runs of n users. errors: (KINDS, R), spread, drift: (R,), the variances.
+    solved: (1 + BLOCKS, R, n, 1 + PROBES), beta and each d, and the same of the probes."""
+
+    rounds: int
+    strata: Strata
+    errors: np.ndarray
+    spread: np.ndarray
+    drift: np.ndarray
+    solved: np.ndarray
+
+    @property
+    def begun(self) -> int:
+        """Blocks of rounds so far."""
+        return len({block for _, block in self.strata})
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(R, n): beta and the mean of what d is in the blocks so far, which is none of beta's shrinkage."""
+        shares: np.ndarray = (self.solved[0] + self.solved[1 : 1 + self.begun].mean(axis=0))[..., 0]
+        return shares
+
+    def shares_in(self, block: int) -> np.ndarray:
+        """(R, n): beta + d."""
+        shares: np.ndarray = self.solved[0, ..., 0] + self.solved[1 + block, ..., 0]
+        return shares
+
+
+def attribute(before: Attribution | None, history: Sequence["Round"], measured: int) -> Attribution:
+    """With the last round of the history added. measured: how many rounds the first block has."""
+    last = history[-1]
+    new = equations_of(last, dense=BLOCKS * last.labels.size * last.labels.shape[1] <= MOST_NUMBERS)
+    block = block_of(len(history), measured)
+    if before is None:
+        found = _begin({(kind, block): equations for kind, equations in new.items()})
+    else:
+        strata = dict(before.strata)
+        for kind, equations in new.items():
+            known = strata.get((kind, block))
+            strata[kind, block] = equations if known is None else known.with_more(equations)
+        found = replace(before, rounds=before.rounds + 1, strata=strata)
+    normal = partial(_normal, found.strata, history, measured)
+    found = replace(found, solved=_solve(found, normal))
+    return _with_variances(found, normal)
+
+
+def block_of(number: int, measured: int) -> int:
+    """Of the round with that number, from 1."""
+    return int(number > measured)
+
+
+# ---------------------------------------------------------------- equations
+
+
+def equations_of(past: "Round", *, dense: bool) -> dict[int, Equations]:
+    """Of a round, by kind of candidate. dense: with the matrix."""
+    groups = past.rewards.shape[1]
+    common = past.rewards.mean(axis=1)
+    y = past.rewards - common[:, None]
+    merged, merged_y = merged_design(past), None if past.merged_reward is None else past.merged_reward - common
+    x = group_design(past) if dense else None
+    by_groups, by_merged = transposed_times(past, y, merged_y)
+    gram = None if x is None else x.transpose(0, 2, 1) @ x
+    diagonal = past.weights**2 * (1 - 1 / groups)
+    found = {0: Equations(groups - 1, by_groups, diagonal, gram, (y**2).sum(axis=1))}
+    if merged is not None and merged_y is not None and by_merged is not None:
+        gram = None if x is None else merged[:, :, None] * merged[:, None]
+        found[1] = Equations(1, by_merged, merged**2, gram, merged_y**2)
+    return found
+
+
+def group_design(past: "Round") -> np.ndarray:
+    """(R, G, n): weights less the groups' mean."""
+    groups = past.rewards.shape[1]
+    own = past.labels[:, None] == np.arange(groups)[:, None]
+    return (own - 1 / groups) * past.weights[:, None]
+
+
+def merged_design(past: "Round") -> np.ndarray | None:
+    """(R, n). Everybody weighs w / G in the groups' mean."""
+    return None if past.merged_weights is None else past.merged_weights - past.weights / past.rewards.shape[1]
+
+
+def design_times(past: "Round", u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both designs times u (R, n): (R, G), and (R,) of the merged candidate. O(users)."""
+    sums = sums_by_group(past.weights * u, past.labels, past.rewards.shape[1])
+    mean = sums.mean(axis=1)
+    return sums - mean[:, None], None if past.merged_weights is None else (past.merged_weights * u).sum(axis=1) - mean
+
+
+def transposed_times(
+    past: "Round", of_groups: np.ndarray, of_merged: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The transposed designs times (R, G), which sum to 0, and times (R,): (R, n) each. O(users)."""
+    by_groups = past.weights * np.take_along_axis(of_groups, past.labels, axis=1)
+    merged = merged_design(past)
+    return by_groups, None if merged is None or of_merged is None else merged * of_merged[:, None]
+
+
+def _normal(strata: Strata, history: Sequence["Round"], measured: int, u: np.ndarray) -> dict[tuple[int, int], Any]:
+    """x'x (beta + d) of every stratum: u (1 + BLOCKS, R, n, columns) -> (R, n, columns) each."""
+    if all(equations.gram is not None for equations in strata.values()):
+        return {key: equations.gram @ (u[0] + u[1 + key[1]]) for key, equations in strata.items()}
+    result = {key: np.zeros(u.shape[1:]) for key in strata}
+    for number, past in enumerate(history, start=1):
+        block = block_of(number, measured)
+        for column in range(u.shape[-1]):
+            parts = transposed_times(past, *design_times(past, u[0, ..., column] + u[1 + block, ..., column]))
+            for kind, part in enumerate(parts):
+                if part is not None:
+                    result[kind, block][..., column] += part
+    return result
+
+
+# ---------------------------------------------------------------- their solution
+
+
+def _begin(strata: Strata) -> Attribution:
+    """As if half of the first rewards' variance were what users bring, and half errors; 1 where nothing varies."""
+    first = strata[0, 0]
+    runs, users = first.moment.shape
+    half = np.where(first.square > 0, first.square, 2.0) / max(first.count, 1) / 2
+    weights = first.diagonal.sum(axis=1)
+    spread = half * max(first.count, 1) / np.where(weights > 0, weights, 1.0)
+    solved = np.zeros((1 + BLOCKS, runs, users, 1 + PROBES))
+    return Attribution(1, strata, np.stack([half] * KINDS), spread, FIRST_DRIFT * spread, solved)
+
+
+@cache
+def _signs(users: int) -> np.ndarray:
+    """(1 + BLOCKS, 1, users, PROBES) of -1 and 1, always the same."""
+    return np.random.default_rng(0).integers(0, 2, (1 + BLOCKS, 1, users, PROBES)) * 2.0 - 1
+
+
+def _prior(found: Attribution) -> np.ndarray:
+    """Precisions of beta and of each d, (1 + BLOCKS, R, 1, 1)."""
+    return 1 / np.stack([found.spread, *[found.drift] * BLOCKS])[:, :, None, None]
+
+
+def _weighed(found: Attribution, by_stratum: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
+    """The strata's numbers (R, n, columns), summed by precision for each d, and for beta: (1 + BLOCKS, R, n, ...)."""
+    result = np.zeros((1 + BLOCKS, *next(iter(by_stratum.values())).shape))
+    for (kind, block), numbers in by_stratum.items():
+        result[1 + block] += numbers / found.errors[kind][:, None, None]
+    result[0] = result[1:].sum(axis=0)
+    return result
+
+
+def _preconditioner(found: Attribution) -> np.ndarray:
+    """The equations' diagonal, (1 + BLOCKS, R, n, 1)."""
+    diagonals = {key: equations.diagonal[..., None] for key, equations in found.strata.items()}
+    return _weighed(found, diagonals) + _prior(found)
+
+
+def _solve(found: Attribution, normal: Callable[[np.ndarray], Mapping[tuple[int, int], np.ndarray]]) -> np.ndarray:
+    """A few steps of preconditioned conjugate gradients from what was solved before, all columns side by side."""
+    prior, diagonal, u = _prior(found), _preconditioner(found), found.solved
+    moments = {key: equations.moment[..., None] for key, equations in found.strata.items()}
+    signs = np.broadcast_to(_signs(u.shape[2]), (*u.shape[:-1], PROBES))
+    wanted = np.concatenate([_weighed(found, moments), signs], axis=-1)
+
+    def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.einsum("brnc,brnc->rc", a, b)[:, None]
+
+    left = wanted - _weighed(found, normal(u)) - prior * u
+    direction = left / diagonal
+    size = product(left, direction)
+    solved_to = CONVERGED**2 * product(wanted, wanted / diagonal)
+    for _ in range(ITERATIONS):
+        through = _weighed(found, normal(direction)) + prior * direction
+        open_ = size > solved_to  # beyond, quotients of rounding errors would move it
+        step = np.divide(size, product(direction, through), out=np.zeros_like(size), where=open_)
+        u = u + step * direction
+        left = left - step * through
+        better = left / diagonal
+        new = product(left, better)
+        direction = better + np.divide(new, size, out=np.zeros_like(size), where=open_) * direction
+        size = new
+    return u
+
+
+def _with_variances(
+    found: Attribution, normal: Callable[[np.ndarray], Mapping[tuple[int, int], np.ndarray]]
+) -> Attribution:
+    """One step of expectation maximisation: a variance is its estimates' mean square plus their uncertainty."""
+    _, runs, users, _ = found.solved.shape
+    signs, tiny = _signs(users), np.finfo(float).tiny
+    u, probes = found.solved[..., 0], found.solved[..., 1:]
+    uncertain = np.maximum((signs * probes).sum(axis=(2, 3)) / PROBES, 0)  # traces, (1 + BLOCKS, R)
+    of_beta, *of_drifts = (u**2).sum(axis=2) + uncertain
+    spread = np.maximum(of_beta / users, tiny)
+    drift = np.mean(of_drifts, axis=0) / users if found.begun == BLOCKS else FIRST_DRIFT * spread
+    squares, counts = np.zeros((KINDS, runs)), np.zeros(KINDS)
+    for (kind, block), product in normal(found.solved).items():
+        equations = found.strata[kind, block]
+        fitted = u[0] + u[1 + block]
+        squares[kind] += equations.square - ((2 * equations.moment - product[..., 0]) * fitted).sum(axis=1)
+        unsure = (product[..., 1:] * (signs[0] + signs[1 + block])).sum(axis=(1, 2)) / PROBES
+        squares[kind] += np.maximum(unsure, 0)
+        counts[kind] += equations.count
+    errors = np.where(counts[:, None] > 0, squares / np.maximum(counts, 1)[:, None], found.errors)
+    first = found.strata[0, 0]
+    return replace(
+        found,
+        errors=np.maximum(errors, LEAST_ERROR * first.square / max(first.count, 1) + tiny),
+        spread=spread,
+        drift=np.maximum(drift, LEAST_DRIFT * spread),
+    )
+
+
+def standard_errors(found: Attribution) -> np.ndarray:
+    """(R, n), of the shares: their standard deviation over groups and errors drawn anew, of the same users and drift.
+
+    Of the estimator, not of what it estimates: shrinkage towards 0 is in all of them alike. Where rounds are replayed,
+    by the users' diagonal, scaled to the probes' mean: an upper bound.
+    """
+    _, runs, users, _ = found.solved.shape
+    grams = {key: equations.gram for key, equations in found.strata.items()}
+    of = np.zeros(1 + BLOCKS)  # the shares, of beta and each d
+    of[0], of[1 : 1 + found.begun] = 1, 1 / found.begun
+    if any(gram is None for gram in grams.values()):
+        signs, probes = _signs(users), found.solved[..., 1:]
+        mean = np.einsum("b,brnp,c,crnp->r", of, signs + 0 * probes, of, probes) / users / PROBES
+        by_user = 1 / _preconditioner(found)[0, ..., 0]
+        return np.sqrt(by_user * (np.maximum(mean, 0) / by_user.mean(axis=1))[:, None])
+    size = (1 + BLOCKS) * users
+    whole = np.zeros((runs, size, size))
+    for block, gram in enumerate(_weighed(found, {key: np.asarray(gram) for key, gram in grams.items()})):
+        own = slice(block * users, (1 + block) * users)  # the first is beta's
+        whole[:, :users, own] = whole[:, own, :users] = whole[:, own, own] = gram
+    place = np.arange(size)
+    prior = np.repeat(_prior(found)[:, :, 0, 0].T, users, axis=1)
+    whole[:, place, place] += prior
+    inverse = np.linalg.inv(whole).reshape(runs, 1 + BLOCKS, users, 1 + BLOCKS, users)
+    ours = np.einsum("b,rbicj->ricj", of, inverse)
+    shrinkage = (ours.reshape(runs, users, size) ** 2 * prior[:, None]).sum(axis=2)
+    return np.sqrt(np.maximum(np.einsum("c,rici->ri", of, ours) - shrinkage, 0))
