@@ -29,6 +29,8 @@ class Settings(CommonSettings):
     """Step of a candidate from the model towards its group's centroid, in (0, 1]."""
     error_probability: float = 0.05
     """Probability that a round takes a random candidate that is not the best, in [0, 1]."""
+    evaluation_noise: float = 0.0
+    """Standard deviation of the error that every evaluation of a candidate or of the model has, in the metric's unit."""
     grouping: tuple[str, ...] = ("random", "epsilon_greedy", "interleaved")
     """Who works together: see grouping.py."""
     metric: tuple[str, ...] = ("l2", "l1", "dot")
@@ -94,6 +96,7 @@ def check_settings(settings: Settings) -> None:
         check_range(f"--{option.replace('_', '-')}", getattr(settings, option), 1, 10**9)
     check_range("--delta", settings.delta, 0, 1, open_low=True)
     check_range("--error-probability", settings.error_probability, 0, 1)
+    check_range("--evaluation-noise", settings.evaluation_noise, 0, 1e6)
     check_range("--shapley-precision", settings.shapley_precision, 0, 1, open_low=True)
     check_range("--kernel-runs", settings.kernel_runs, 0, 10**9)
     if settings.sweep and not (settings.sweep_users and settings.sweep_groups):

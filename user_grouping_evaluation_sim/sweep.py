@@ -150,8 +150,10 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
         _rules(settings, task.num_groups),
         np.random.default_rng(_stream(settings, f"competition {task.name}", task.first_run)),
         settings.delta,
+        settings.evaluation_noise,
+        np.random.default_rng(_stream(settings, f"evaluations {task.name}", task.first_run)),
     )
-    arrays = {"distances": simulated.distances, "points": simulated.points}
+    arrays = {"distances": simulated.distances, "points": simulated.points, "points_errors": simulated.errors}
     if task.first_run == 0:
         arrays |= {f"trace_{name}": value for name, value in vars(simulated.trace).items()}
     return arrays
@@ -241,6 +243,7 @@ def combinations_of(
                 crowd.user_ids,
                 joined("distances", **names),
                 joined("points", **names),
+                joined("points_errors", **names),
                 hull,
                 joined("values", missing, **validation),
                 joined("standard_errors", missing, **validation),

@@ -27,13 +27,14 @@ SETTLED = 0.05  # a run has converged when it stays within this share of its who
 
 @dataclass(frozen=True)
 class Combination:
-    """All runs of one combination. user_ids, points, shapley, standard_errors: (R, n). distances: (R, T + 1).
+    """All runs of one combination. user_ids, points, points_errors, shapley, standard_errors: (R, n). distances: (R, T + 1).
     hull: (R,). kernel: (K, n), the study's estimate for the first K runs. trace: of the first run."""
 
     names: tuple[str, str, str]
     user_ids: np.ndarray
     distances: np.ndarray
     points: np.ndarray
+    points_errors: np.ndarray
     hull: np.ndarray
     shapley: np.ndarray
     standard_errors: np.ndarray
@@ -133,6 +134,7 @@ def points_table(combinations: Sequence[Combination]) -> pd.DataFrame:
             "run": np.repeat(np.arange(len(combination.points)), combination.points.shape[1]),
             "user": combination.user_ids.ravel(),
             "points": combination.points.ravel(),
+            "points_error": combination.points_errors.ravel(),
             "shapley": combination.shapley.ravel(),
             "standard_error": combination.standard_errors.ravel(),
         }

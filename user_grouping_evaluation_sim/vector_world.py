@@ -1,6 +1,6 @@
 """Users, experts and models as vectors: a group pulls the model towards its weighted centroid. All runs at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
@@ -9,7 +9,7 @@ from user_grouping_evaluation_sim.competition import Rules, Shares, compete
 from user_grouping_evaluation_sim.grouping import Grouping
 from user_grouping_evaluation_sim.metrics import Metric
 from user_grouping_evaluation_sim.preferences import Crowd
-from user_grouping_evaluation_sim.scoring import Scoring
+from user_grouping_evaluation_sim.scoring import Scoring, Standing
 
 DELTA = 0.1
 
@@ -27,7 +27,7 @@ class VectorWorld:
     metric: Metric
     delta: float = DELTA
     noise: float = 0.0
-    errors: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    errors: np.random.Generator | None = None
 
     def propose(self, model: np.ndarray, shares: Shares, round_number: int) -> np.ndarray:
         centroids = weighted_centroids(self.users, shares.labels, shares.weights, shares.num_groups)
@@ -38,7 +38,7 @@ class VectorWorld:
 
     def gains(self, model: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         values = self.metric(np.concatenate([model[:, None], candidates], axis=1), self.experts[:, None])
-        if self.noise:
+        if self.noise and self.errors is not None:
             values = values + self.noise * self.errors.standard_normal(values.shape)
         return values[:, 1:] - values[:, :1]
 
@@ -60,10 +60,12 @@ class Trace:
 
 @dataclass(frozen=True)
 class Simulated:
-    """distances: (R, T + 1), Euclidean, of the model from the expert, first at the start. points: (R, n)."""
+    """distances: (R, T + 1), Euclidean, of the model from the expert, first at the start. points: (R, n). errors: (R, n),
+    the points' standard errors, NaN where the scoring knows none."""
 
     distances: np.ndarray
     points: np.ndarray
+    errors: np.ndarray
     trace: Trace
 
 
@@ -75,21 +77,27 @@ def simulate(
     rules: Rules,
     rng: np.random.Generator,
     delta: float = DELTA,
+    noise: float = 0.0,
+    errors: np.random.Generator | None = None,
 ) -> Simulated:
-    """The competition for every run of the crowd. Raises InputError where a user's own function misbehaves."""
+    """The competition for every run of the crowd. noise, errors: see VectorWorld.
+
+    Raises InputError where a user's own function misbehaves.
+    """
     runs, n, _ = crowd.users.shape
-    world = VectorWorld(crowd.users, crowd.experts, metric, delta)
+    world = VectorWorld(crowd.users, crowd.experts, metric, delta, noise, errors)
     played = []
     distances = [np.linalg.norm(crowd.models - crowd.experts, axis=1)]
-    points = np.ones((runs, n))
+    standing = Standing(np.ones((runs, n)))
     for step in compete(world, crowd.models, (runs, n), grouping, scoring, rules, rng):
         distances.append(np.linalg.norm(step.model - crowd.experts, axis=1))
-        points = step.standing.points
+        standing = step.standing
         past, nothing = step.round, np.zeros(n)
         merged = nothing if past.merged_weights is None else past.merged_weights[0]
         played.append((step.model[0], past.labels[0], past.weights[0], merged, step.taken[0]))
     models, *others = (np.array(column) for column in zip(*played, strict=True))
-    return Simulated(np.stack(distances, axis=1), points, Trace(np.vstack([crowd.models[:1], models]), *others))
+    known = np.full((runs, n), np.nan) if standing.errors is None else standing.errors
+    return Simulated(np.stack(distances, axis=1), standing.points, known, Trace(np.vstack([crowd.models[:1], models]), *others))
 
 
 def weighted_centroids(users: np.ndarray, labels: np.ndarray, weights: np.ndarray, num_groups: int) -> np.ndarray:
