@@ -17,8 +17,8 @@ from crowd_fine_tuning_sim.retraining import (
     exact_shapley,
     leave_one_out,
     sampled_shapley,
-    shapley_weights,
     static_game,
+    unsampled_noise,
     values_of,
 )
 from crowd_fine_tuning_sim.settings import Settings
@@ -131,7 +131,7 @@ def reference_of(settings: Settings, played: Played, metric: str) -> tuple[np.nd
         return found["vectors"][[rows[np.ascontiguousarray(coalition).tobytes()] for coalition in coalitions]]
 
     estimate = sampled_reference(settings, played.case, vectors_of, found["vectors"][0])
-    noise = variances.mean() * (shapley_weights(min(n, 16)) ** 2).sum(axis=1)[0]
+    noise = unsampled_noise(found["coalitions"], variances)
     return estimate.values, np.sqrt(estimate.standard_errors**2 + noise)
 
 

@@ -24,6 +24,7 @@ from crowd_fine_tuning_sim.retraining import (
     retrain,
     sampled_shapley,
     static_game,
+    unsampled_noise,
     values_of,
 )
 from crowd_fine_tuning_sim.text_world import Streams, TextWorld, allotted, draw_texts
@@ -220,6 +221,36 @@ def test_the_static_game_helps_the_sampled_reference():
         return np.sqrt(np.mean([(estimate.values - truth) ** 2 for estimate in found]))
 
     assert error(static) < 0.5 * error(lambda coalitions: np.zeros(len(coalitions)))
+
+
+def test_intervals_of_the_sampled_reference_cover_the_values_without_the_judges_noise():
+    """Half of what the static game leaves unexplained is the judge's noise, more of it on larger coalitions."""
+    n, numbers = 8, 1 << np.arange(8)
+    everything = all_coalitions(n)
+    rng = np.random.default_rng(5)
+    means, centroid, base = rng.normal(size=(n, 28)), np.zeros(28), rng.normal(size=28) * 2
+    static = static_game(means, base, centroid, l2)(everything)
+    free = static + rng.normal(scale=0.1, size=2**n)
+    variances = 0.1**2 * (0.5 + everything.sum(axis=1) / n)
+    truth, exact_errors = exact_shapley(free, variances, n)
+    np.testing.assert_allclose(unsampled_noise(everything, variances), exact_errors**2)
+
+    def covered(retrainings, seed):
+        noisy = free + np.random.default_rng(seed).normal(size=2**n) * np.sqrt(variances)
+        control = np.where(everything.any(axis=1), static, noisy)  # nobody's value is the same in both games
+        asked = []
+
+        def game(coalitions):
+            asked.append(coalitions)
+            return noisy[coalitions @ numbers]
+
+        found = sampled_shapley(game, lambda coalitions: control[coalitions @ numbers], n, retrainings, seed)
+        coalitions = np.concatenate(asked)
+        errors = np.sqrt(found.standard_errors**2 + unsampled_noise(coalitions, variances[coalitions @ numbers]))
+        return np.abs(found.values - truth) <= 1.96 * errors
+
+    for retrainings in (32, 64, 128):
+        assert 0.9 <= np.mean([covered(retrainings, seed) for seed in range(100)]) <= 0.99
 
 
 # ---------------------------------------------------------------- the command line
