@@ -3,6 +3,7 @@ plays side by side, and the command line end to end on tiny models."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -312,7 +313,7 @@ def run(world, call):
 
 
 def test_files_of_a_run_and_its_verification(run):
-    for name in ("users", "rounds", "coalitions", "points", "summary", "estimates", "progress", "finals", "agreement"):
+    for name in "users rounds coalitions points summary estimates progress finals agreement reliability".split():
         assert (run / f"{name}.csv").exists(), name
     for name in ("agreement", "coalitions", "progress", "people"):
         assert (run / f"{name}.png").stat().st_size > 5000
@@ -323,17 +324,29 @@ def test_files_of_a_run_and_its_verification(run):
     record = json.loads((run / "run.json").read_text())
     assert record["crowd"] == "people.csv" and "answer_in_words" in record
     assert verify_run(run) == ([], [])
+    reliability = pd.read_csv(run / "reliability.csv")
+    assert reliability.groupby("seed")["source"].agg(list).tolist() == [["samples", "texts", "seeds"]] * 2
+    assert reliability["at"].tolist() == [1, 1, 1] * 2
+    assert "Telling people apart" in (run / "report.html").read_text()
 
 
 def test_a_changed_coalition_is_found(run, tmp_path):
-    import shutil
-
     copy = shutil.copytree(run, tmp_path / "copy")
     table = pd.read_csv(copy / "coalitions.csv", dtype={"coalition": str})
     table.loc[3, "value"] += 1e-6
     table.to_csv(copy / "coalitions.csv", index=False)
     differences, _ = verify_run(copy)
     assert any("shapley is not that of coalitions.csv" in line for line in differences)
+
+
+@pytest.mark.parametrize("column", ["predicted", "observed", "needed"])
+def test_a_changed_reliability_is_found(run, tmp_path, column):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    table = pd.read_csv(copy / "reliability.csv")
+    table.loc[2, column] = 0.123  # of seeds
+    table.to_csv(copy / "reliability.csv", index=False)
+    differences, _ = verify_run(copy)
+    assert differences == [line for line in differences if f"seeds: {column} is not" in line] != []
 
 
 def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, call, run, tmp_path):
