@@ -39,8 +39,8 @@ FIGURES = (
     Illustration(
         "people",
         "The people of the first crowd",
-        "Each person's mean text vector, with their kind and their Shapley value by retraining, beside the centroid "
-        "and what the models write, in the plane in which they differ most.",
+        "Each person's mean text vector, by the number under which they are listed with their kind and their Shapley "
+        "value by retraining, beside the centroid and what the models write, in the plane in which they differ most.",
         "A plane with the people's mean vectors, the centroid and the models.",
     ),
 )
