@@ -290,11 +290,7 @@ def test_people_who_lie_together_are_told_apart_in_their_figure():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    home = save_tiny_world(tmp_path_factory.mktemp("crowd"))
-    corpus = pd.read_csv(home / "corpus.csv")["text"].tolist()
-    rows = [{"who": f"p{i % 6}", "said": text} for i, text in enumerate(corpus)]
-    pd.DataFrame(rows).to_csv(home / "people.csv", index=False)
-    return home
+    return save_tiny_world(tmp_path_factory.mktemp("crowd"))
 
 
 def arguments(world, output, *more):
@@ -396,6 +392,14 @@ def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, call, run, tmp_p
     assert not (tmp_path / "killed" / "run.json").exists()
     call(tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
     assert tables(tmp_path / "killed") == tables(run)
+
+
+def test_a_cluster_gives_the_same_bytes(call, cluster, tmp_path):
+    """In-run values, competitions and coalitions are made by two workers that share no folder with the run."""
+    small = ("--num-users", 2, "--num-rounds", 1, "--scoring", "attributed")
+    call(tmp_path / "here", *small)
+    call(tmp_path / "there", *small, "--jobs", 2, "--backend", "dask", "--scheduler", cluster[0])
+    assert tables(tmp_path / "there") == tables(tmp_path / "here") != {}
 
 
 def test_sampled_reference_and_anonymous_people(call, tmp_path):
