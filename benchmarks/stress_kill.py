@@ -6,7 +6,8 @@ python benchmarks/stress_kill.py --experiment point_in_space_sim --kills 10
 Small sizes; the language model and the mapper are tiny and random. A run is a child of this process, which has imported
 everything: so the kills (SIGKILL to the run and all its workers) fall on the work, not on the import of torch. They are
 spread evenly over the run's duration, with a random moment in each stretch. Half of them hit a new folder, half a
-folder that holds a finished run: one that is overwritten (user grouping) or gets another target (point in space).
+folder that holds a finished run: one that is overwritten (user grouping, crowd fine-tuning) or gets another target
+(point in space).
 """
 
 import argparse
@@ -34,6 +35,11 @@ POINT = (
     "--base-model llama --mapper roberta/ --corpus corpus.csv --neighbours 12 --generations 2 --variants 2 --samples 3 "
     "--epochs 1 --layers 2 --rank 2 --max-new-tokens 8"
 ).split()
+CROWD = (
+    "--base-model llama --mapper roberta/ --crowd people.csv --user-column who --text-column said --num-users 3 "
+    "--texts-per-user 3 --neighbours 4 --num-rounds 2 --budget 3 --samples 3 --epochs 1 --layers 2 --rank 2 "
+    "--max-new-tokens 6"
+).split()
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,10 @@ SCENARIOS = {
     "point_in_space_sim": (
         Scenario("new", (), [*POINT, "--emotions", "joy"]),
         Scenario("target added", [*POINT, "--emotions", "joy"], [*POINT, "--emotions", "fear"]),
+    ),
+    "crowd_fine_tuning_sim": (
+        Scenario("new", (), CROWD),
+        Scenario("overwritten", [*CROWD, "--seed", "1"], [*CROWD, "--overwrite"]),
     ),
 }
 
@@ -183,7 +193,7 @@ def main() -> int:
     survived = 0
     for experiment in given.experiment:
         with tempfile.TemporaryDirectory() as scratch:
-            if experiment == "point_in_space_sim":
+            if experiment != "user_grouping_evaluation_sim":
                 import torch
 
                 from tests.tiny_models import save_tiny_world
@@ -191,10 +201,7 @@ def main() -> int:
                 torch.set_num_threads(1)
                 os.environ["XDG_CACHE_HOME"] = f"{scratch}/cache"
                 in_a_child(lambda scratch=scratch: save_tiny_world(Path(scratch)))
-                # Imported here, so that children have them.
-                import point_in_space_sim.main  # noqa: F401
-            else:
-                import user_grouping_evaluation_sim.main  # noqa: F401
+            importlib.import_module(f"{experiment}.main")  # here, so that children have it
             survived += stress(experiment, given.kills, given.jobs, np.random.default_rng(given.seed), Path(scratch))
     return 0 if survived == given.kills * len(given.experiment) else 1
 

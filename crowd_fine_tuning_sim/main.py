@@ -5,7 +5,7 @@ import importlib
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,17 @@ from experiment.run_folder import Arrays, RunFolder, load_arrays, open_run, save
 from experiment.tables import write_table
 from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
+from point_in_space_sim.engine.options import engine_settings
 from point_in_space_sim.engine.recipes import Model, Request, name_of
 from point_in_space_sim.engine.rehearsal import rehearse
-from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
-from point_in_space_sim.engine.variants import STACK, Engine, cached_base_model, fulfilment, return_memory
-from point_in_space_sim.main import estimated_seconds, in_words
+from point_in_space_sim.engine.variants import (
+    Engine,
+    cached_base_model,
+    engine_of,
+    fulfilment,
+    leave_models_to_workers,
+)
+from point_in_space_sim.main import estimated_seconds, in_words, models_identity
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.protocols import Work, derived_seed
 from user_grouping_evaluation_sim.competition import Rules, compete
@@ -80,12 +86,9 @@ def main(settings: Settings) -> None:
         if run.finished:
             tell(f"already complete: {folder} (--overwrite runs it again)")
             return
-        stack = STACK if device.startswith("cuda") else 1
-        engine = Engine(settings.base_model, settings.prompt, device, tuning, sampling, settings.samples, stack)
+        engine = engine_of(settings, device, tuning, sampling, settings.samples)
         del base
-        if settings.jobs > 1:  # models are made elsewhere
-            cached_base_model.cache_clear()
-            return_memory()
+        leave_models_to_workers(settings)
         with run.stage("in-run values"):
             value_in_run(run, settings, engine, cases)
         with run.stage("competition and retraining"):
@@ -110,13 +113,6 @@ def main(settings: Settings) -> None:
     tell(f"results in {folder}: {page.answer[0]}")
 
 
-def engine_settings(settings: Settings) -> tuple[TuningSettings, SamplingSettings]:
-    def given(cls: Any) -> dict[str, Any]:
-        return {field.name: getattr(settings, field.name) for field in fields(cls) if hasattr(settings, field.name)}
-
-    return TuningSettings(**given(TuningSettings)), SamplingSettings(**given(SamplingSettings))
-
-
 def crowds_of(settings: Settings, source: Source, mapped: Callable[[Sequence[str]], np.ndarray]) -> list[Crowd]:
     """All crowds, a target's one after another. The first seed decides them, not how often they are played."""
     crowds = []
@@ -139,12 +135,7 @@ def identity_of(settings: Settings, base: BaseModel, mapper: Mapper, source: Sou
     modules = {name: importlib.import_module(name.partition(":")[0]).__file__ for name in own}
     return {
         **{name: value for name, value in asdict(settings).items() if name not in (*NOT_IDENTITY, "preset")},
-        "device": base.device.type,
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "rendered_prompt": base.rendered_prompt,
-        "base_model_sha256": base.sha256,
-        "mapper": mapper.name,
-        "mapper_sha256": mapper.sha256,
+        **models_identity(base, mapper),
         "crowd": source.name,
         "crowd_sha256": source.sha256,
         "code_sha256": {name: sha256_file(str(module)) for name, module in modules.items()},

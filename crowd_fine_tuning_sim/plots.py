@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -17,6 +18,9 @@ from experiment.figures import COLOURS, LINES, MARKERS, new_figure, save_figure
 from experiment.statistics import mean_interval
 
 GREY = "#666666"
+MODEL_MARKERS = {"centroid": "*", "untuned model": "o", "competition's model": "s", "model on everybody": "^"}
+LONGEST_NAME = 28  # of a person, in characters
+MOST_LISTED = 40  # people beside the figure
 KIND_MARKERS = dict(zip((*KINDS, "real"), MARKERS, strict=True))
 
 
@@ -130,7 +134,7 @@ def progress_figure(progress: pd.DataFrame) -> Figure:
 
 def people_figure(played: Played, points: pd.DataFrame, users: pd.DataFrame) -> Figure:
     """The first crowd: each person's mean vector, the centroid, and what models write, in the plane in which they
-    differ most; each person with their kind and Shapley value by retraining."""
+    differ most; numbers name the people, who are listed with kind and Shapley value by retraining."""
     means, centroid, base = played.means, played.case.crowd.centroid.astype(float), played.base
     final = next(iter(played.competitions.values()))["judged"][-1].astype(float)
     everybody = played.retraining["fresh"][1].astype(float).mean(axis=0)
@@ -142,20 +146,53 @@ def people_figure(played: Played, points: pd.DataFrame, users: pd.DataFrame) -> 
     of_case = (points[CASE] == list(key.values())).all(axis=1)
     own = points[of_case].drop_duplicates("user")
     kinds = users[(users["target"] == key["target"]) & (users["crowd"] == key["crowd"])]["kind"].tolist()
-    figure, axes = new_figure(1, 1, width=5.4, height=4.2)
+    listed = own["user"].tolist()[:MOST_LISTED]
+    figure, axes = new_figure(1, 1, width=7.4, height=max(4.0, 1.2 + 0.16 * len(listed)))
     panel = axes[0, 0]
+    handles, labels = [], []
     for number, (user, value) in enumerate(zip(own["user"], own["shapley"], strict=True)):
         colour = COLOURS[list(KIND_MARKERS).index(kinds[number])]
-        panel.plot(*flat[number], KIND_MARKERS[kinds[number]], color=colour, markersize=6, linestyle="")
-        text = f"{str(user)[:16]} ({kinds[number]})" + (f": {value:+.3f}" if np.isfinite(value) else "")
-        panel.annotate(text, flat[number], xytext=(5, 4), textcoords="offset points", fontsize=6.5, parse_math=False)
-    for number, (name, marker) in enumerate(
-        (("centroid", "*"), ("untuned model", "x"), ("competition's model", "+"), ("model on everybody", "1"))
-    ):
+        style: Any = {"color": colour, "markersize": 7, "linestyle": "", "markeredgecolor": "white"}
+        handles += panel.plot(*flat[number], KIND_MARKERS[kinds[number]], markeredgewidth=0.4, zorder=4, **style)
+        text = f"{number + 1} {shortened(str(user))} ({kinds[number]})"
+        labels.append(text + (f": {value:+.3f}" if np.isfinite(value) else ""))
+    for number, (name, marker) in enumerate(MODEL_MARKERS.items()):
         place = flat[len(means) + number]
-        panel.plot(*place, marker, color="black", markersize=10, linestyle="", label=name)
+        look: Any = {"markerfacecolor": "none", "markeredgecolor": "black", "linestyle": ""}
+        look["markersize"] = 15 if name == "centroid" else 11  # seen around people who lie on it
+        panel.plot(*place, marker, label=name, **look)
     panel.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")
     panel.set_ylabel(f"second ({share[1]:.0%})")
-    panel.margins(x=0.25)
-    figure.legend(loc="outside upper center", ncols=4, fontsize=7)
+    panel.margins(0.12)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=7, markerscale=0.7)
+    left_out = len(labels) - len(listed)
+    title = "people" + (f" (the first {len(listed)} of {len(labels)})" if left_out else "")
+    if own["shapley"].notna().any():
+        title += ", Shapley values"
+    people: Any = {"loc": "outside right upper", "fontsize": 7, "title": title, "title_fontsize": 7}
+    legend = figure.legend(handles[: len(listed)], labels[: len(listed)], **people)
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)
+    number_marks(figure, panel, flat, len(listed))
     return figure
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def number_marks(figure: Figure, panel: Axes, marks: np.ndarray, count: int) -> None:
+    """Writes 1, 2, ... beside the first `count` of the marks (m, 2), each where it is farthest from what is there."""
+    figure.draw_without_rendering()  # now the panel has its place
+    taken = panel.transData.transform(marks) * 72 / figure.dpi  # points
+    own = taken[:count].copy()
+    angles = np.arange(12) * np.pi / 6 + np.pi / 4
+    steps = np.concatenate([radius * np.stack([np.cos(angles), np.sin(angles)], axis=1) for radius in (10, 16, 23)])
+    for number, place in enumerate(own):
+        others = np.delete(taken, number, axis=0)
+        room = np.linalg.norm(place + steps[:, None] - others, axis=2).min(axis=1)
+        step = steps[(np.minimum(room, 9) - 0.05 * np.linalg.norm(steps, axis=1)).argmax()]
+        taken = np.vstack([taken, place + step])
+        line: Any = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+        style: Any = {"textcoords": "offset points", "fontsize": 7, "ha": "center", "va": "center", "zorder": 3}
+        panel.annotate(str(number + 1), marks[number], xytext=tuple(step), arrowprops=line, **style)

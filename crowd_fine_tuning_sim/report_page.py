@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from crowd_fine_tuning_sim.reliability import needed
 from crowd_fine_tuning_sim.results import ESTIMATES, Played, Tables, user_names
 from crowd_fine_tuning_sim.settings import Settings
 from experiment.report import Estimate, Illustration, Page, Sample, Table, Value, words
@@ -38,8 +39,8 @@ FIGURES = (
     Illustration(
         "people",
         "The people of the first crowd",
-        "Each person's mean text vector, with their kind and their Shapley value by retraining, beside the centroid "
-        "and what the models write, in the plane in which they differ most.",
+        "Each person's mean text vector, by the number under which they are listed with their kind and their Shapley "
+        "value by retraining, beside the centroid and what the models write, in the plane in which they differ most.",
         "A plane with the people's mean vectors, the centroid and the models.",
     ),
 )
@@ -48,6 +49,7 @@ FILES = (
     ("points.csv", "what each person earned, and their Shapley values"),
     ("estimates.csv", "the cheap estimates of their shares"),
     ("agreement.csv", "correlations with the reference, and models tuned"),
+    ("reliability.csv", "whether people can be told apart: by samples, texts and seeds"),
     ("coalitions.csv", "every retrained coalition's value"),
     ("rounds.csv", "every candidate of every round"),
     ("progress.csv", "distance by round, language models and vectors"),
@@ -77,7 +79,7 @@ def report_page(settings: Settings, tables: Tables, drawn: Sequence[str], played
         question="People who hold texts tune a language model in competing groups and are paid in points. Do the "
         "points agree with what each person is worth when the model is retrained on every coalition, and does the "
         "model come nearer to its aim than one tuned on everybody's texts?",
-        answer=answer(tables["summary"]),
+        answer=[*answer(tables["summary"]), *apart(tables["reliability"])],
         setting=[
             f"{crowds} crowd{'s' * (crowds > 1)} of {settings.num_users} people with {settings.texts_per_user} texts "
             f"each ({settings.crowd}), {seeds}; targets: {', '.join(settings.target_emotion)}. The model is to write "
@@ -88,7 +90,12 @@ def report_page(settings: Settings, tables: Tables, drawn: Sequence[str], played
             f"model's own fresh sample (plus selection). Reference: {reference}.",
         ],
         figures=[figure for figure in FIGURES if figure.name in drawn],
-        tables=[agreement(tables["summary"]), ends(tables["summary"]), people(tables)],
+        tables=[
+            agreement(tables["summary"]),
+            ends(tables["summary"]),
+            *([telling_apart(tables["reliability"])] if len(tables["reliability"]) else []),
+            people(tables),
+        ],
         samples=samples_of(settings, played),
         samples_note=f"The first {TEXTS_SHOWN} texts of each person of the first crowd, and what its last models "
         "wrote, with their distance to the centroid. They are what people and a language model wrote.",
@@ -124,14 +131,53 @@ def answer(summary: pd.DataFrame) -> list[str]:
         row = row_of(summary, "points", f"value - {other}", first)
         if row is not None:
             lines.append(f"The competition's last model ({first}) less {title}: {words(as_estimate(row), 3)}.")
-    reliable = row_of(summary, "points", "reliability", first)
-    if reliable is not None and np.isfinite(reliable["value"]):
-        share = float(reliable["value"])
-        line = f"Of the Shapley values' variance between people, {share:.0%} is not the judge's noise (reliability)"
-        if 0 < share < 0.8:
-            line += f"; for 80 % it would take {0.8 / 0.2 * (1 - share) / share:.1f} times as many sampled texts"
-        lines.append(line + ".")
     return lines
+
+
+def told_apart(table: pd.DataFrame) -> list[tuple[str, str, int, float, float, float]]:
+    """(metric, source, at, predicted, observed, needed), means over crowds; needed follows from the mean."""
+    rows = []
+    for key, own in table.groupby(["metric", "source"], sort=False):
+        metric, source = map(str, key)
+        at, predicted, observed = int(own["at"].iloc[0]), own["predicted"].mean(), own["observed"].mean()
+        rows.append((metric, source, at, predicted, observed, needed(at, observed if source == "seeds" else predicted)))
+    return rows
+
+
+UNITS = {"samples": "sampled texts a model", "texts": "texts a person", "seeds": "seeds"}
+
+
+def apart(table: pd.DataFrame) -> list[str]:
+    """Of the first metric: a line a source."""
+    lines = []
+    for metric, source, at, predicted, observed, number in told_apart(table):
+        if metric != table["metric"].iloc[0]:
+            continue
+        if source == "seeds":
+            line = f"Between two seeds people's Shapley values correlate at r = {observed:.2f}"
+            if np.isfinite(predicted):
+                line += f", where the judge's noise alone would leave {predicted:.2f}"
+        else:
+            game = "retraining" if source == "samples" else "the game of mean text vectors"
+            line = f"Between random halves ({at} {UNITS[source]}) people's Shapley values by {game} correlate at "
+            line += f"r = {observed:.2f}, the reliability by the formula is {predicted:.2f}"
+        enough = f"it takes {max(number, 1):.0f} {UNITS[source]}" if np.isfinite(number) else "no number is known"
+        lines.append(f"{line}; for 0.9 {enough}.")
+    return lines
+
+
+def telling_apart(table: pd.DataFrame) -> Table:
+    rows: list[list[Value]] = [
+        [f"{at} {UNITS[source]}", metric, predicted, observed, number]
+        for metric, source, at, predicted, observed, number in told_apart(table)
+    ]
+    caption = (
+        "Reliability of people's Shapley values, by the formula and as the mean correlation of two such sets of values "
+        "(of seeds: the formula knows the judge's noise, not tuning's); needed: how many give 0.9. Means over crowds."
+    )
+    return Table(
+        "Telling people apart", caption, ["with", "metric", "formula", "observed", "needed"], rows, "reliability.csv"
+    )
 
 
 def agreement(summary: pd.DataFrame) -> Table:

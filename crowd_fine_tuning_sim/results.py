@@ -13,15 +13,26 @@ import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
 from crowd_fine_tuning_sim.crowds import Crowd, near_duplicates
+from crowd_fine_tuning_sim.reliability import (
+    correlation,
+    exact_reliability,
+    mean_known,
+    needed,
+    spearman_brown,
+    split_samples,
+    split_texts,
+    static_shapley,
+    text_reliability,
+)
 from crowd_fine_tuning_sim.retraining import (
     exact_shapley,
     leave_one_out,
     sampled_shapley,
-    shapley_weights,
     static_game,
+    unsampled_noise,
     values_of,
 )
-from crowd_fine_tuning_sim.settings import Settings
+from crowd_fine_tuning_sim.settings import MOST_USERS_EXACT, Settings
 from crowd_fine_tuning_sim.text_world import Streams
 from experiment.command_line import named_function
 from experiment.run_folder import Arrays
@@ -131,7 +142,7 @@ def reference_of(settings: Settings, played: Played, metric: str) -> tuple[np.nd
         return found["vectors"][[rows[np.ascontiguousarray(coalition).tobytes()] for coalition in coalitions]]
 
     estimate = sampled_reference(settings, played.case, vectors_of, found["vectors"][0])
-    noise = variances.mean() * (shapley_weights(min(n, 16)) ** 2).sum(axis=1)[0]
+    noise = unsampled_noise(found["coalitions"], variances)
     return estimate.values, np.sqrt(estimate.standard_errors**2 + noise)
 
 
@@ -198,6 +209,7 @@ def run_tables(settings: Settings, cases: Sequence[Played]) -> Tables:
             frames.setdefault(name, []).append(frame)
     tables = {name: pd.concat(own, ignore_index=True) for name, own in frames.items()}
     tables["users"] = tables["users"].drop_duplicates(["target", "crowd", "user"], ignore_index=True)
+    tables["reliability"] = reliability_table(settings, cases, tables["points"])
     return tables | {"summary": summary_table(tables["agreement"], tables["finals"])}
 
 
@@ -417,6 +429,74 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
             quantity = f"value - {other}"
             rows.append([metric, "points", grouping, scoring, quantity, len(means), *map(float, mean_interval(means))])
     return pd.DataFrame(rows, columns=[*names, "quantity", "crowds", "value", "low", "high"])
+
+
+# ---------------------------------------------------------------- reliability.csv
+
+
+def reliability_table(settings: Settings, cases: Sequence[Played], points: pd.DataFrame) -> pd.DataFrame:
+    """
+    reliability.csv, a row a case, metric and source. predicted: reliability at the number `at`; observed: the mean
+    correlation of two such sets of values; needed: the number that gives 0.9.
+
+    samples: texts that a model writes, with --reference exact, at half of them. texts: those that a person holds, in
+    the static game, at half of them. seeds: at 1, the correlation with the other seeds' values; predicted is what the
+    judge's noise alone would leave, so where observed is below it the noise is tuning's; needed follows from observed.
+    """
+    rows: list[list[Any]] = []
+    for played in cases:
+        for metric in settings.metric:
+            key = [*played.key.values(), metric]
+            rows += [[*key, *row] for row in (*sample_rows(settings, played, metric), *text_rows(played, metric))]
+            predicted = case_reliability(settings, played, metric)
+            rows += [[*key, *row] for row in seed_rows(points, key, predicted)]
+    return pd.DataFrame(rows, columns=[*CASE, "metric", "source", "at", "predicted", "observed", "needed"])
+
+
+def case_reliability(settings: Settings, played: Played, metric: str) -> float:
+    """Of the Shapley values by retraining with all samples; NaN where not all coalitions were retrained."""
+    if settings.reference != "exact":
+        return np.nan
+    vectors = played.retraining["vectors"]
+    return exact_reliability(*values_of(vectors, played.case.crowd.centroid, metric_of(metric)))
+
+
+def sample_rows(settings: Settings, played: Played, metric: str) -> list[list[Any]]:
+    full = case_reliability(settings, played, metric)
+    if np.isnan(full):
+        return []
+    vectors, rng = played.retraining["vectors"], np.random.default_rng(played.case.streams("halves of samples"))
+    at = vectors.shape[1] // 2
+    predicted = spearman_brown(full, at / vectors.shape[1])
+    observed = split_samples(vectors, played.case.crowd.centroid, metric_of(metric), rng)
+    return [["samples", at, predicted, observed, needed(at, predicted)]]
+
+
+def text_rows(played: Played, metric: str) -> list[list[Any]]:
+    texts = [own.astype(np.float64) for own in played.case.crowd.vectors]
+    held = min(len(own) for own in texts)
+    if held < 2 or len(texts) > MOST_USERS_EXACT:
+        return []
+
+    def values_of_means(means: np.ndarray) -> np.ndarray:
+        return static_shapley(means, played.base, played.case.crowd.centroid, metric_of(metric))
+
+    rng = np.random.default_rng(played.case.streams("halves of texts"))
+    predicted = spearman_brown(text_reliability(texts, values_of_means), (held // 2) / held)
+    observed = split_texts(texts, values_of_means, rng)
+    return [["texts", held // 2, predicted, observed, needed(held // 2, predicted)]]
+
+
+def seed_rows(points: pd.DataFrame, key: Sequence[Any], predicted: float) -> list[list[Any]]:
+    """key: target, crowd, seed, metric. points: points.csv."""
+    target, crowd, seed, metric = key
+    own = points[(points[["target", "crowd", "metric"]] == [target, crowd, metric]).all(axis=1)]
+    by_seed = {each: of.drop_duplicates("user")["shapley"].to_numpy(float) for each, of in own.groupby("seed")}
+    others = [values for each, values in by_seed.items() if each != seed]
+    if not others or not np.isfinite(by_seed[seed]).all():
+        return []
+    observed = mean_known(correlation(np.array(others), by_seed[seed]))
+    return [["seeds", 1, predicted, observed, needed(1, observed)]]
 
 
 def answer_of(tables: Tables) -> dict[str, list[float | None]]:

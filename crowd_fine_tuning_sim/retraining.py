@@ -4,6 +4,7 @@ v(S) = metric(mean vector of a sample of the model tuned on the texts of S, cent
 coalitions of one repetition share the seeds of tuning and of sampling, so that they differ by their texts alone.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,9 +57,9 @@ def values_of(vectors: np.ndarray, centroid: np.ndarray, metric: Metric) -> tupl
     return np.asarray(metric(means, centroid), dtype=np.float64), variance
 
 
-def shapley_weights(n: int) -> np.ndarray:
-    """(n, 2^n): the Shapley values are these weights times the values of all_coalitions(n)."""
-    coalitions = all_coalitions(n)
+def shapley_weights(coalitions: np.ndarray) -> np.ndarray:
+    """(n, m), of the coalitions (m, n): the Shapley values are these weights times the values of all coalitions."""
+    n = coalitions.shape[1]
     sizes = coalitions.sum(axis=1)
     weight = np.ones(n)  # |S|! (n - |S| - 1)! / n! of a coalition of |S| others
     for size in range(n):
@@ -71,7 +72,7 @@ def shapley_weights(n: int) -> np.ndarray:
 def exact_shapley(values: np.ndarray, variances: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Shapley values (n,) from the values of all_coalitions(n) in their order, and their standard errors, which follow
     from the values' variances: of independent samples. values, variances: (2^n,)."""
-    weights = shapley_weights(n)
+    weights = shapley_weights(all_coalitions(n))
     return weights @ values, np.sqrt(weights**2 @ variances)
 
 
@@ -103,6 +104,19 @@ def sampled_shapley(
         difference, n, method="stratified", precision=1e-9, max_evaluations=retrainings, seed=seed
     )
     return ShapleyEstimate(control.values + found.values, found.standard_errors, found.evaluations, "sampled")
+
+
+def unsampled_noise(coalitions: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """What the values' own variances (m,) add to the variances of sampled Shapley values, (n,).
+
+    coalitions: (m, n), those that were asked for, each once. Sizes that were asked for whole count as in the exact
+    values. Of the others the sampling error holds the noise already: it is estimated from the spread of noisy values.
+    """
+    n = coalitions.shape[1]
+    sizes = coalitions.sum(axis=1)
+    counts = np.bincount(sizes, minlength=n + 1)
+    whole = np.array([count == math.comb(n, size) for size, count in enumerate(counts)])
+    return shapley_weights(coalitions) ** 2 @ np.where(whole[sizes], variances, 0.0)
 
 
 def leave_one_out(values: Callable[[np.ndarray], np.ndarray], n: int) -> np.ndarray:

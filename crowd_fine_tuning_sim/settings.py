@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiment.command_line import CommonSettings, check_common, check_name, check_range, named_function
+from experiment.command_line import check_common, check_name, check_range, named_function
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS
-from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
+from point_in_space_sim.engine.options import EngineOptions, check_engine_options
 from user_grouping_evaluation_sim.settings import REGISTRIES
 
 KINDS = ("on", "half", "random", "off", "copyist", "spammer")
@@ -14,7 +14,7 @@ MOST_USERS_EXACT = 8
 
 
 @dataclass(frozen=True)
-class Settings(CommonSettings):
+class Settings(EngineOptions):
     crowd: str = "shipped"
     """shipped (simulated people, data/comments), chitchat (real people, fetched once), or a .csv, .tsv or .jsonl file
     with a user and a text column."""
@@ -56,32 +56,8 @@ class Settings(CommonSettings):
     """With --reference sampled: how many coalitions."""
     anonymous: bool = False
     """Number the people in all results, instead of the names that the source gives."""
-    base_model: str = "smollm2-135m"
-    """smollm2-135m (fetched once), a folder, or a Hugging Face id of a causal language model."""
-    mapper: str = "embedded"
-    """embedded, roberta, a Hugging Face id, or a folder."""
-    prompt: str = PROMPT
-    """What the models are asked, before every text."""
     samples: int = 40
     """Texts sampled from a model to judge it."""
-    layers: int = TuningSettings.layers
-    """Upper decoder layers that are tuned, by LoRA."""
-    rank: int = TuningSettings.rank
-    """Rank of the LoRA adapters."""
-    learning_rate: float = TuningSettings.learning_rate
-    """AdamW's learning rate at the start; it falls linearly to zero."""
-    epochs: int = TuningSettings.epochs
-    """Times that a variant sees each of its texts."""
-    batch_size: int = TuningSettings.batch_size
-    """Texts a step of tuning."""
-    temperature: float = SamplingSettings.temperature
-    """Of sampling."""
-    top_p: float = SamplingSettings.top_p
-    """Sampling draws from the likeliest tokens that together have this probability."""
-    max_new_tokens: int = SamplingSettings.max_new_tokens
-    """Longest text, in tokens."""
-    device: str = "auto"
-    """auto, cpu, cuda, or cuda:N; auto is CUDA where it is available."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -125,8 +101,6 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"--kinds: name at least one of {', '.join(KINDS)}")
     for kind in settings.kinds:
         check_name("--kinds", kind, KINDS)
-    if not settings.prompt.strip():
-        raise InputError("--prompt: is empty")
     check_range("--num-users", settings.num_users, 2, 10**6)
     check_range("--num-groups", settings.num_groups, 1, settings.num_users)
     check_range("--error-probability", settings.error_probability, 0, 1)
@@ -134,10 +108,7 @@ def check_settings(settings: Settings) -> None:
     check_range("--samples", settings.samples, 2, 10**6)
     for name in ("num_crowds", "num_seeds", "texts_per_user", "num_rounds", "budget"):
         check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
-    for name in ("layers", "rank", "epochs", "batch_size", "max_new_tokens"):
-        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
-    for name, high in (("learning_rate", 1.0), ("temperature", 100.0), ("top_p", 1.0)):
-        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 0, high, open_low=True)
+    check_engine_options(settings)
     if settings.reference == "exact" and settings.num_users > MOST_USERS_EXACT:
         raise InputError(
             f"--reference exact: {settings.num_users} people have 2^{settings.num_users} coalitions, each a model to "

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from crowd_fine_tuning_sim.results import CASE, correlations, reliability, summary_table
+from crowd_fine_tuning_sim.reliability import exact_reliability, needed, spearman_brown
+from crowd_fine_tuning_sim.results import CASE, as_bits, correlations, reliability, seed_rows, summary_table
 from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
 from experiment.tables import read_table
 
-TABLES = ("users", "rounds", "coalitions", "points", "estimates", "progress", "finals", "agreement", "summary")
-MAY_BE_NAN = ("shapley", "standard_error", "pearson", "spearman", "reliability", "value", "low", "high")
+TABLES = "users rounds coalitions points estimates progress finals agreement reliability summary".split()
+MAY_BE_NAN = "shapley standard_error pearson spearman reliability value low high predicted observed needed".split()
 EXACT = 1e-9
 
 
@@ -31,6 +32,8 @@ def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
     else:
         unchecked.append("Shapley values: recomputed from coalitions.csv only where it holds all coalitions")
     differences += check_agreement(tables)
+    if not differences:
+        differences += check_reliability(tables, record)
     recomputed = summary_table(tables["agreement"], tables["finals"])
     differences += compare("summary.csv", tables["summary"], recomputed)
     return differences, unchecked
@@ -88,6 +91,39 @@ def check_agreement(tables: dict[str, pd.DataFrame]) -> list[str]:
         if not np.allclose(expected, found, atol=EXACT, rtol=0, equal_nan=True):
             named = ", ".join(str(row[name]) for name in columns)
             differences.append(f"agreement.csv: {named}: not what {values} and Shapley values give")
+    return differences
+
+
+def check_reliability(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> list[str]:
+    """What reliability.csv says that follows from other tables; the halves' correlations are of texts and samples."""
+    differences = []
+    table, exact = tables["reliability"], record["reference"] == "exact"
+    for key, _ in tables["points"].groupby([*CASE, "metric"], sort=False):
+        found = table[(table[[*CASE, "metric"]] == list(key)).all(axis=1)].set_index("source")
+        full = np.nan
+        if exact:
+            coalitions = tables["coalitions"]
+            values = coalitions[(coalitions[[*CASE, "metric"]] == list(key)).all(axis=1)].set_index("coalition")
+            values = values.loc[as_bits(all_coalitions(len(values.index[0])))]
+            full = exact_reliability(values["value"].to_numpy(), values["variance"].to_numpy())
+        expected: dict[str, list[float]] = {}
+        if exact:
+            half = record["samples"] // 2
+            predicted = spearman_brown(full, half / record["samples"])
+            expected["samples"] = [half, predicted, np.nan, needed(half, predicted)]
+        for source, *numbers in seed_rows(tables["points"], key, full):
+            expected[source] = numbers
+        if "texts" in found.index:
+            at, predicted = found.loc["texts", ["at", "predicted"]]
+            expected["texts"] = [at, predicted, np.nan, needed(at, predicted)]
+        if set(expected) != set(found.index) or len(expected) != len(found):
+            differences.append(f"reliability.csv: {key}: rows {', '.join(found.index)}, not {', '.join(expected)}")
+            continue
+        for source, numbers in expected.items():
+            for column, number in zip(("at", "predicted", "observed", "needed"), numbers, strict=True):
+                unknown = column == "observed" and source != "seeds"
+                if not unknown and not np.isclose(found.loc[source, column], number, atol=EXACT, equal_nan=True):
+                    differences.append(f"reliability.csv: {key}, {source}: {column} is not what other tables give")
     return differences
 
 

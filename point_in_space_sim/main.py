@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,18 @@ from point_in_space_sim.corpus import Corpus, load_corpus
 from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
 from point_in_space_sim.engine.fine_tuning import write_chat_jsonl
+from point_in_space_sim.engine.options import engine_settings
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
 from point_in_space_sim.engine.rehearsal import measured_rate, rehearse
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
-from point_in_space_sim.engine.variants import STACK, Engine, cached_base_model, fulfilment, return_memory
+from point_in_space_sim.engine.variants import (
+    STACK,
+    Engine,
+    cached_base_model,
+    engine_of,
+    fulfilment,
+    leave_models_to_workers,
+)
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.plots import write_figures
 from point_in_space_sim.pool import Pool, find_users, neighbourhood_pool, users_pool
@@ -78,7 +86,7 @@ def main(settings: Settings) -> None:
         targets = targets_of(settings, corpus, mapper, vectors)
     with naming(f"--neighbours {settings.neighbours}"):
         neighbourhoods = [find_neighbourhood(target, vectors, settings.neighbours) for target in targets]
-    tuning, sampling = tuned_settings(settings)
+    tuning, sampling = engine_settings(settings, settings.tuning)
     with naming(f"--base-model {settings.base_model}"):
         base = cached_base_model(settings.base_model, device, settings.prompt)
     texts = list(dict.fromkeys(corpus.texts[i] for near in neighbourhoods for i in near.members))
@@ -88,11 +96,8 @@ def main(settings: Settings) -> None:
             "written at such length is cut off, and counts as broken"
         )
     identity = identity_of(settings, tuning, sampling, base, mapper, corpus)
-    if settings.jobs > 1 or settings.backend in ("dask", "ray"):
-        # The workers load their own.
-        cached_base_model.cache_clear()
     del base
-    return_memory()
+    leave_models_to_workers(settings)
 
     with naming("--contamination"):
         games = games_of(settings, neighbourhoods, corpus.texts, vectors, seeds)
@@ -101,8 +106,7 @@ def main(settings: Settings) -> None:
             tell(f"{', '.join(target_names(settings))}: finished before, nothing to do")
             summary = results.read_table(run.path, "summary")
         else:
-            stack = STACK if device.startswith("cuda") else 1
-            engine = Engine(settings.base_model, settings.prompt, device, tuning, sampling, settings.samples, stack)
+            engine = engine_of(settings, device, tuning, sampling, settings.samples)
             missing = [game for game in games if results.load_game(saved(run.path, game)) is None]
             for game, drawn in play_all(run, engine, mapper, missing, protocols, work, settings):
                 write_training(drawn, run.path / "training", game.name, settings.prompt)
@@ -190,11 +194,16 @@ def games_of(
     return games
 
 
-def tuned_settings(settings: Settings) -> tuple[TuningSettings, SamplingSettings]:
-    def given(cls: Any) -> dict[str, Any]:
-        return {field.name: getattr(settings, field.name) for field in fields(cls) if field.name != "method"}
-
-    return TuningSettings(method=settings.tuning, **given(TuningSettings)), SamplingSettings(**given(SamplingSettings))
+def models_identity(base: BaseModel, mapper: Mapper) -> dict[str, Any]:
+    """What decides a run's results of its models: by their content, and how they are used."""
+    return {
+        "device": base.device.type,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "rendered_prompt": base.rendered_prompt,
+        "mapper": mapper.name,
+        "mapper_sha256": mapper.sha256,
+        "base_model_sha256": base.sha256,
+    }
 
 
 def identity_of(
@@ -213,12 +222,7 @@ def identity_of(
         **asdict(sampling),
         "tuning": tuning.method,
         "protocols": played(settings),
-        "device": base.device.type,
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "rendered_prompt": base.rendered_prompt,
-        "mapper": mapper.name,
-        "mapper_sha256": mapper.sha256,
-        "base_model_sha256": base.sha256,
+        **models_identity(base, mapper),
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
     }

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiment.command_line import CommonSettings, check_common, check_name, check_range, naming
+from experiment.command_line import check_common, check_name, check_range, naming
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS
-from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
+from point_in_space_sim.engine.options import EngineOptions, check_engine_options
 from point_in_space_sim.protocols import ALWAYS, PROTOCOLS
 from point_in_space_sim.target import parse_mixture, part_sizes
 
 
 @dataclass(frozen=True)
-class Settings(CommonSettings):
+class Settings(EngineOptions):
     emotions: tuple[str, ...] = ("joy",)
     """GoEmotions labels, or all. A target is the comment that scores highest on the emotion."""
     target_text: str | None = None
@@ -21,14 +21,8 @@ class Settings(CommonSettings):
     """In place of --emotions: a point in emotion space, such as joy=0.7,gratitude=0.3 (all others 0)."""
     num_seeds: int = 1
     """How often everything is repeated; --seed is the first seed, the others follow it."""
-    base_model: str = "smollm2-135m"
-    """smollm2-135m (fetched once), a folder, or a Hugging Face id of a causal language model."""
-    mapper: str = "embedded"
-    """embedded, roberta (SamLowe/roberta-base-go_emotions, the study's), a Hugging Face id, or a folder."""
     corpus: str = "shipped"
     """shipped (data/comments), a GoEmotions TSV, a CSV with a column text, or go_emotions (from the hub)."""
-    prompt: str = PROMPT
-    """What the models are asked, before every comment."""
     protocols: tuple[str, ...] = tuple(PROTOCOLS)
     """Which are played; base, single and multi always are."""
     choose_by: Literal["centroid", "target"] = "centroid"
@@ -49,24 +43,6 @@ class Settings(CommonSettings):
     """Comments sampled from a model."""
     tuning: Literal["lora", "full"] = "lora"
     """LoRA adapters or all weights of the tuned layers."""
-    layers: int = TuningSettings.layers
-    """Upper decoder layers that are tuned. This default and those below are the hyperparameter study's choice."""
-    rank: int = TuningSettings.rank
-    """Rank of the LoRA adapters."""
-    learning_rate: float = TuningSettings.learning_rate
-    """AdamW's learning rate at the start; it falls linearly to zero."""
-    epochs: int = TuningSettings.epochs
-    """Times that a variant sees each of its comments."""
-    batch_size: int = TuningSettings.batch_size
-    """Comments a step of tuning."""
-    temperature: float = SamplingSettings.temperature
-    """Of sampling."""
-    top_p: float = SamplingSettings.top_p
-    """Sampling draws from the likeliest tokens that together have this probability."""
-    max_new_tokens: int = SamplingSettings.max_new_tokens
-    """Longest comment, in tokens."""
-    device: str = "auto"
-    """auto, cpu, cuda, or cuda:N; auto is CUDA where it is available."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -99,10 +75,7 @@ def check_settings(settings: Settings) -> None:
         check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
     check_range("--variants", settings.variants, 2, 10**6)
     check_range("--neighbours", settings.neighbours, 3, 10**6)
-    for name in ("layers", "rank", "epochs", "batch_size", "max_new_tokens"):
-        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
-    for name, high in (("learning_rate", 1.0), ("temperature", 100.0), ("top_p", 1.0)):
-        check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 0, high, open_low=True)
+    check_engine_options(settings)
     if not settings.emotions:
         raise InputError("--emotions: name at least one emotion, or all")
     for emotion in settings.emotions:
@@ -111,8 +84,6 @@ def check_settings(settings: Settings) -> None:
         raise InputError("--target-text and --target-emotions: give one of them")
     if settings.target_text is not None and not settings.target_text.strip():
         raise InputError("--target-text: is empty")
-    if not settings.prompt.strip():
-        raise InputError("--prompt: is empty")
     for name in settings.protocols:
         check_name("--protocols", name, PROTOCOLS)
     if settings.target_emotions is not None:

@@ -38,7 +38,8 @@ def cluster(tmp_path_factory):
             for _ in range(2)
         ]
         deadline = time.monotonic() + 60
-        while not contact.exists() and time.monotonic() < deadline:
+        # Begun, the file is empty for a moment.
+        while not (contact.exists() and contact.read_text().endswith("}")) and time.monotonic() < deadline:
             time.sleep(0.05)
         address = json.loads(contact.read_text())["address"]
         from distributed import Client

@@ -3,12 +3,14 @@ plays side by side, and the command line end to end on tiny models."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,14 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.text import Text
 
 from crowd_fine_tuning_sim.asking import play_together
+from crowd_fine_tuning_sim.plots import people_figure
 from crowd_fine_tuning_sim.retraining import (
     all_coalitions,
     exact_shapley,
     retrain,
     sampled_shapley,
     static_game,
+    unsampled_noise,
     values_of,
 )
 from crowd_fine_tuning_sim.text_world import Streams, TextWorld, allotted, draw_texts
@@ -222,16 +227,70 @@ def test_the_static_game_helps_the_sampled_reference():
     assert error(static) < 0.5 * error(lambda coalitions: np.zeros(len(coalitions)))
 
 
+def test_intervals_of_the_sampled_reference_cover_the_values_without_the_judges_noise():
+    """Half of what the static game leaves unexplained is the judge's noise, more of it on larger coalitions."""
+    n, numbers = 8, 1 << np.arange(8)
+    everything = all_coalitions(n)
+    rng = np.random.default_rng(5)
+    means, centroid, base = rng.normal(size=(n, 28)), np.zeros(28), rng.normal(size=28) * 2
+    static = static_game(means, base, centroid, l2)(everything)
+    free = static + rng.normal(scale=0.1, size=2**n)
+    variances = 0.1**2 * (0.5 + everything.sum(axis=1) / n)
+    truth, exact_errors = exact_shapley(free, variances, n)
+    np.testing.assert_allclose(unsampled_noise(everything, variances), exact_errors**2)
+
+    def covered(retrainings, seed):
+        noisy = free + np.random.default_rng(seed).normal(size=2**n) * np.sqrt(variances)
+        control = np.where(everything.any(axis=1), static, noisy)  # nobody's value is the same in both games
+        asked = []
+
+        def game(coalitions):
+            asked.append(coalitions)
+            return noisy[coalitions @ numbers]
+
+        found = sampled_shapley(game, lambda coalitions: control[coalitions @ numbers], n, retrainings, seed)
+        coalitions = np.concatenate(asked)
+        errors = np.sqrt(found.standard_errors**2 + unsampled_noise(coalitions, variances[coalitions @ numbers]))
+        return np.abs(found.values - truth) <= 1.96 * errors
+
+    for retrainings in (32, 64, 128):
+        assert 0.9 <= np.mean([covered(retrainings, seed) for seed in range(100)]) <= 0.99
+
+
+def test_people_who_lie_together_are_told_apart_in_their_figure():
+    """Eight people on all but one place: their numbers do not lie over each other; the list names each."""
+    names = ["a name that is longer than there is room for it", "$x_1$", *(f"user {i}" for i in range(3, 9))]
+    rng = np.random.default_rng(0)
+    centroid = rng.dirichlet(np.ones(28))
+    means = centroid + rng.normal(scale=1e-3, size=(8, 28))
+    played = SimpleNamespace(
+        means=means,
+        base=rng.dirichlet(np.ones(28)),
+        case=SimpleNamespace(crowd=SimpleNamespace(centroid=centroid)),
+        competitions={"one": {"judged": rng.dirichlet(np.ones(28), 1)}},
+        retraining={"fresh": rng.dirichlet(np.ones(28), (2, 5))},
+        key={"target": "joy", "crowd": 1, "seed": 0},
+    )
+    points = pd.DataFrame({**played.key, "user": names, "shapley": np.linspace(-0.2, 0.15, 8)})
+    figure = people_figure(played, points, pd.DataFrame({**played.key, "user": names, "kind": ["on", "off"] * 4}))
+    figure.draw_without_rendering()
+    numbers = figure.axes[0].texts
+    assert [text.get_text() for text in numbers] == [str(number) for number in range(1, 9)]
+    # Of an annotation the extent holds its line, too.
+    boxes = [Text.get_window_extent(text) for text in numbers]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    axes = figure.axes[0].get_window_extent()
+    assert all(not legend.get_window_extent().overlaps(axes) for legend in figure.legends)
+    listed = [text.get_text() for text in figure.legends[1].get_texts()]
+    assert listed[0] == "1 a name that is longer than … (on): -0.200" and listed[1].startswith("2 $x_1$ (off)")
+
+
 # ---------------------------------------------------------------- the command line
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    home = save_tiny_world(tmp_path_factory.mktemp("crowd"))
-    corpus = pd.read_csv(home / "corpus.csv")["text"].tolist()
-    rows = [{"who": f"p{i % 6}", "said": text} for i, text in enumerate(corpus)]
-    pd.DataFrame(rows).to_csv(home / "people.csv", index=False)
-    return home
+    return save_tiny_world(tmp_path_factory.mktemp("crowd"))
 
 
 def arguments(world, output, *more):
@@ -281,7 +340,7 @@ def run(world, call):
 
 
 def test_files_of_a_run_and_its_verification(run):
-    for name in ("users", "rounds", "coalitions", "points", "summary", "estimates", "progress", "finals", "agreement"):
+    for name in "users rounds coalitions points summary estimates progress finals agreement reliability".split():
         assert (run / f"{name}.csv").exists(), name
     for name in ("agreement", "coalitions", "progress", "people"):
         assert (run / f"{name}.png").stat().st_size > 5000
@@ -292,17 +351,29 @@ def test_files_of_a_run_and_its_verification(run):
     record = json.loads((run / "run.json").read_text())
     assert record["crowd"] == "people.csv" and "answer_in_words" in record
     assert verify_run(run) == ([], [])
+    reliability = pd.read_csv(run / "reliability.csv")
+    assert reliability.groupby("seed")["source"].agg(list).tolist() == [["samples", "texts", "seeds"]] * 2
+    assert reliability["at"].tolist() == [1, 1, 1] * 2
+    assert "Telling people apart" in (run / "report.html").read_text()
 
 
 def test_a_changed_coalition_is_found(run, tmp_path):
-    import shutil
-
     copy = shutil.copytree(run, tmp_path / "copy")
     table = pd.read_csv(copy / "coalitions.csv", dtype={"coalition": str})
     table.loc[3, "value"] += 1e-6
     table.to_csv(copy / "coalitions.csv", index=False)
     differences, _ = verify_run(copy)
     assert any("shapley is not that of coalitions.csv" in line for line in differences)
+
+
+@pytest.mark.parametrize("column", ["predicted", "observed", "needed"])
+def test_a_changed_reliability_is_found(run, tmp_path, column):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    table = pd.read_csv(copy / "reliability.csv")
+    table.loc[2, column] = 0.123  # of seeds
+    table.to_csv(copy / "reliability.csv", index=False)
+    differences, _ = verify_run(copy)
+    assert any(f"seeds: {column} is not what other tables give" in line for line in differences)
 
 
 def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, call, run, tmp_path):
@@ -321,6 +392,14 @@ def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, call, run, tmp_p
     assert not (tmp_path / "killed" / "run.json").exists()
     call(tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
     assert tables(tmp_path / "killed") == tables(run)
+
+
+def test_a_cluster_gives_the_same_bytes(call, cluster, tmp_path):
+    """In-run values, competitions and coalitions are made by two workers that share no folder with the run."""
+    small = ("--num-users", 2, "--num-rounds", 1, "--scoring", "attributed")
+    call(tmp_path / "here", *small)
+    call(tmp_path / "there", *small, "--jobs", 2, "--backend", "dask", "--scheduler", cluster[0])
+    assert tables(tmp_path / "there") == tables(tmp_path / "here") != {}
 
 
 def test_sampled_reference_and_anonymous_people(call, tmp_path):

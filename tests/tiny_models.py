@@ -112,7 +112,7 @@ def save_tiny_model(folder: Path, architecture: str, **config: Any) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------ for experiment 1
+# ------------------------------------------------------------------ for experiments 1 and 3
 
 
 WORDS = "what a wonderful day thank you so much for the help no yes sad joy fear love angry cat dog rain sun".split()
@@ -148,8 +148,19 @@ def save_tiny_corpus(path: Path, count: int = 60) -> Path:
     return path
 
 
+def save_tiny_people(path: Path, corpus: Path, count: int = 6) -> Path:
+    """A crowd of a corpus's texts, dealt in turn, with columns who and said."""
+    with open(corpus, newline="", encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["who", "said"])
+        writer.writerows([f"p{i % count}", text] for i, text in enumerate(texts))
+    return path
+
+
 def save_tiny_world(folder: Path) -> Path:
     save_tiny_llama(folder / "llama")
     save_tiny_mapper(folder / "roberta")
-    save_tiny_corpus(folder / "corpus.csv")
+    save_tiny_people(folder / "people.csv", save_tiny_corpus(folder / "corpus.csv"))
     return folder

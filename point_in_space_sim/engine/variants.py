@@ -39,6 +39,7 @@ from point_in_space_sim.engine.fine_tuning import (
     tune,
 )
 from point_in_space_sim.engine.guard import interrupts_held_back, is_out_of_memory, reason
+from point_in_space_sim.engine.options import EngineOptions
 from point_in_space_sim.engine.recipes import (
     Averaged,
     Finished,
@@ -74,6 +75,14 @@ class Engine:
     sampling: SamplingSettings
     samples: int  # comments a sample
     stack: int = 1  # models that are made together
+
+
+def engine_of(
+    options: EngineOptions, device: str, tuning: TuningSettings, sampling: SamplingSettings, samples: int
+) -> Engine:
+    """The engine that a command line asks for."""
+    stack = STACK if device.startswith("cuda") else 1
+    return Engine(options.base_model, options.prompt, device, tuning, sampling, samples, stack)
 
 
 @dataclass(frozen=True)
@@ -334,6 +343,13 @@ def return_large_memory_at_once() -> None:
     if _glibc is not None:
         _glibc.mallopt(M_MMAP_THRESHOLD, LARGE)
         _glibc.mallopt(M_TRIM_THRESHOLD, LARGE)
+
+
+def leave_models_to_workers(options: EngineOptions) -> None:
+    """Forgets this process's base model where workers load their own."""
+    if options.jobs > 1 or options.backend in ("dask", "ray"):
+        cached_base_model.cache_clear()
+    return_memory()
 
 
 def return_memory(*, collect: bool = True) -> None:
