@@ -14,6 +14,7 @@ from point_in_space_sim.engine.recipes import Model, Request, Texts, Tuned, name
 from point_in_space_sim.protocols import derived_seed
 from user_grouping_evaluation_sim.competition import Shares
 from user_grouping_evaluation_sim.metrics import Metric
+from user_grouping_evaluation_sim.payout import allotted
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,7 @@ def draw_texts(texts: Sequence[Texts], weights: np.ndarray, budget: int, rng: np
     """`budget` texts, of each person as many as their weight allots, at random; a person's are all used before one
     comes again. weights: (n,), at least 0."""
     drawn: list[str] = []
-    for own, count in zip(texts, allotted(weights, budget), strict=True):
+    for own, count in zip(texts, allotted(np.asarray(budget), weights), strict=True):
         order = rng.permutation(len(own))  # of everybody, so that nobody's draw depends on another's weight
         drawn += [own[order[i % len(own)]] for i in range(count)]
     return tuple(drawn)
-
-
-def allotted(weights: np.ndarray, budget: int) -> np.ndarray:
-    """Shares of an integer budget by weight (n,), by the largest remainder; of equal ones the first."""
-    exact = budget * weights / weights.sum()
-    # What rounding errors leave below a whole number is that number.
-    counts = np.floor(exact + 1e-9).astype(int)
-    most = np.argsort(-(exact - counts), kind="stable")[: budget - counts.sum()]
-    counts[most] += 1
-    return counts

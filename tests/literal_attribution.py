@@ -7,8 +7,12 @@ from user_grouping_evaluation_sim import attribution, scoring
 
 def equations(history, num_groups, measured):
     """Rows (kind, block, x, y) of one run's rounds. A past round: (labels, weights, rewards, merged or None)."""
-    rows = []
+    rows, away = [], []
     for number, (labels, weights, rewards, merged) in enumerate(history, start=1):
+        middle = float(np.median(rewards))
+        away += [abs(r - middle) for r in rewards]
+        furthest = attribution.OUTLIER * float(np.median(away))
+        rewards = [middle + min(max(r - middle, -furthest), furthest) for r in rewards]
         block = 0 if number <= measured else 1
         n = len(labels)
         by_group = [[weights[i] if labels[i] == g else 0.0 for i in range(n)] for g in range(num_groups)]
@@ -124,10 +128,16 @@ def attributed(memory, history, num_rounds, num_groups):
     beta, first_drift, second_drift = state["solved"][:, 0].reshape(3, n)
     paid = beta + (first_drift if len(history) <= measured else (first_drift + second_drift) / 2)
     merged_weights = None
+    shares = beta + (first_drift if len(history) <= measured else second_drift)
+    away = shares - np.median(shares)
+    spread = 1.4826 * np.median(np.abs(away)) or max(np.abs(away).max(), np.finfo(float).tiny)
+    group_weights = [scoring.LEAST_WEIGHT if a < -scoring.HARMFUL * spread else 1.0 for a in away]
     if len(history) >= measured:
-        shares = beta + (first_drift if len(history) <= measured else second_drift)
-        away = np.abs(shares - np.median(shares))
-        spread = 1.4826 * np.median(away) or max(away.max(), np.finfo(float).tiny)
         raw = [float(np.exp(scoring.SHARPNESS * (share - max(shares)) / spread)) for share in shares]
         merged_weights = [w / sum(raw) for w in raw]
-    return {"state": state, "points": [1 + b for b in paid.tolist()], "merged_weights": merged_weights}
+    return {
+        "state": state,
+        "points": [1 + b for b in paid.tolist()],
+        "merged_weights": merged_weights,
+        "group_weights": group_weights,
+    }

@@ -92,15 +92,14 @@ def literal_competition(crowd, grouping, metric, scoring, rules, delta, rng, sta
     users, expert, model = crowd.users[0].tolist(), crowd.experts[0].tolist(), crowd.models[0].tolist()
     value = LITERAL_METRICS[metric]
     n, d, num_groups = len(users), len(expert), rules.num_groups
-    memory = {"points": [1.0] * n, "merged_weights": None}
+    memory = {"points": [1.0] * n, "merged_weights": None, "group_weights": None}
     history = []
     distances = [-LITERAL_METRICS["l2"](model, expert)]
     all_taken = []
     for t in range(rules.num_rounds):
         points = memory["points"]
         labels = literal_grouping(grouping, points, num_groups, t / rules.num_rounds, rng)
-        even = t > 0 and (scoring == "attributed" or scoring.endswith("_merged"))
-        raw = [1.0] * n if even else [max(p, 0.0) ** 2 for p in points]
+        raw = memory["group_weights"] or [max(p, 0.0) ** 2 for p in points]
         weights = [0.0] * n
         mixtures = []
         for g in range(num_groups):
@@ -129,7 +128,7 @@ def literal_competition(crowd, grouping, metric, scoring, rules, delta, rng, sta
         found = literal_attribution.attributed(memory, history, rules.num_rounds, num_groups)
         memory["state"] = found["state"]
         if steering == "merged" or scoring == "attributed":
-            memory["merged_weights"] = found["merged_weights"]
+            memory |= {name: found[name] for name in ("merged_weights", "group_weights")}
         if pay == "attributed":
             memory["points"] = found["points"]
         elif improved and pay == "ranked":
@@ -162,7 +161,7 @@ def test_competition_follows_the_rules(grouping, metric, scoring):
         rules = Rules(num_groups, 40, 0.3)
         functions = GROUPINGS[grouping], METRICS[metric], scorings.SCORINGS[scoring]
         got = simulate(crowd, *functions, rules, np.random.default_rng(5), 0.13)
-        world = VectorWorld(crowd.users, crowd.experts, METRICS[metric], 0.13)
+        world = VectorWorld(lambda _, users=crowd.users: users, crowd.experts, METRICS[metric], 0.13)
         competition = compete(
             world, crowd.models, (1, users), functions[0], functions[2], rules, np.random.default_rng(5)
         )

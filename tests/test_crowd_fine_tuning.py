@@ -31,7 +31,7 @@ from crowd_fine_tuning_sim.retraining import (
     unsampled_noise,
     values_of,
 )
-from crowd_fine_tuning_sim.text_world import Streams, TextWorld, allotted, draw_texts
+from crowd_fine_tuning_sim.text_world import Streams, TextWorld, draw_texts
 from experiment.errors import InputError
 from experiment.verify import verify_run
 from point_in_space_sim.engine.recipes import Request, Sampled, Tuned, name_of
@@ -39,6 +39,7 @@ from tests.tiny_models import save_tiny_world
 from user_grouping_evaluation_sim.competition import NONE, Rules, compete
 from user_grouping_evaluation_sim.grouping import random
 from user_grouping_evaluation_sim.metrics import l2
+from user_grouping_evaluation_sim.payout import allotted
 from user_grouping_evaluation_sim.scoring import attributed, marginal, ranked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +114,7 @@ def test_the_loop_is_its_literal_transcription(scoring):
 def test_allotted_shares(weights, budget):
     if weights.sum() < 1e-6:
         return
-    counts = allotted(weights, budget)
+    counts = allotted(np.asarray(budget), weights)
     exact = budget * weights / weights.sum()
     assert counts.sum() == budget and (np.abs(counts - exact) < 1 + 1e-6).all() and (counts[weights == 0] == 0).all()
 

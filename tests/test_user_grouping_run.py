@@ -42,9 +42,14 @@ COLUMNS = {  # the contract of design.md
         "pearson",
         "spearman",
         "shapley_standard_error",
+        "budget",
+        "budget_ratio",
+        "misallocation",
+        "unpaid",
+        "gini",
     ],
     "rounds": [*COMBINATION, "run", "round", "distance"],
-    "points": [*COMBINATION, "run", "user", "points", "shapley", "standard_error"],
+    "points": [*COMBINATION, "run", "user", "points", "points_error", "pay", "pay_error", "shapley", "standard_error"],
 }
 MEASURES = [
     "start_distance",
@@ -54,6 +59,10 @@ MEASURES = [
     "rounds_to_converge",
     "pearson",
     "spearman",
+    "budget_ratio",
+    "misallocation",
+    "unpaid",
+    "gini",
 ]
 COLUMNS["summary"] = [*COMBINATION, "runs", *(m + end for m in MEASURES for end in ("", "_low", "_high"))]
 TINY = ["--num-users", "6", "--num-groups", "2", "--num-rounds", "5", "--num-runs", "3", "--kernel-runs", "1"]
@@ -152,7 +161,12 @@ def test_default_files(default_run):
     combinations = 2 * 2 * 3
     lengths = {"runs": 3, "rounds": 3 * 6, "points": 3 * 6, "summary": 1}
     assert {name: len(found[name]) for name in lengths} == {k: combinations * v for k, v in lengths.items()}
-    assert not found["points"].isna().any(axis=None)
+    assert not found["points"].drop(columns=["points_error", "pay_error"]).isna().any(axis=None)
+    for column in ("points_error", "pay_error"):
+        known = found["points"].groupby("scoring")[column].agg(lambda errors: errors.notna().all())
+        assert known.to_dict() == {"marginal": False, "ranked": False, "attributed": True}
+    paid = found["points"].groupby([*COMBINATION, "run"], sort=False)["pay"].sum()
+    np.testing.assert_array_equal(paid, found["runs"]["budget"])
     names = {path.stem for path in default_run.glob("*.png")}
     assert names == {path.stem for path in default_run.glob("*.pdf")}
     assert {

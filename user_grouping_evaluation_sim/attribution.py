@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BLOCKS = 2  # of rounds: measuring, exploiting
 KINDS = 2  # of candidates: a group's, the merged one
+OUTLIER = 10.0  # median absolute deviations; of a normal distribution 6.7 standard deviations
 ITERATIONS = 4  # of conjugate gradients a round
 CONVERGED = 1e-10  # relative error at which they rest
 PROBES = 3  # columns of random signs
@@ -96,6 +97,7 @@ class Attribution:
 def attribute(before: Attribution | None, history: Sequence["Round"], measured: int) -> Attribution:
     """With the last round of the history added. measured: how many rounds the first block has."""
     last = history[-1]
+    last = replace(last, rewards=without_outliers([past.rewards for past in history]))
     new = equations_of(last, dense=BLOCKS * last.labels.size * last.labels.shape[1] <= MOST_NUMBERS)
     block = block_of(len(history), measured)
     if before is None:
@@ -117,6 +119,15 @@ def block_of(number: int, measured: int) -> int:
 
 
 # ---------------------------------------------------------------- equations
+
+
+def without_outliers(rewards: Sequence[np.ndarray]) -> np.ndarray:
+    """The last round's (R, G), none further from the round's median than OUTLIER times what rewards of all rounds are,
+    in the median: one user who is a hundred times as large does not drown what all others bring."""
+    by_round = np.stack(rewards)
+    away = by_round - np.median(by_round, axis=2, keepdims=True)
+    furthest = OUTLIER * np.median(np.abs(away), axis=(0, 2))[:, None]
+    return by_round[-1] - away[-1] + np.clip(away[-1], -furthest, furthest)
 
 
 def equations_of(past: "Round", *, dense: bool) -> dict[int, Equations]:

@@ -4,7 +4,7 @@ It knows who works together, which candidate is taken and what is paid, and noth
 world's, of vectors (vector_world.py) or of language models and texts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,8 +71,11 @@ def compete(
     scoring: Scoring,
     rules: Rules,
     rng: np.random.Generator,
+    here: Callable[[int], np.ndarray] | None = None,
 ) -> Iterator[Played]:
-    """Plays round after round from `model`. users: (R, n), how many runs and users.
+    """Plays round after round from `model`. users: (R, n), how many runs and users. here: who takes part in the round
+    of this number, from 0, (R, n) bool; all of them by default. Others weigh nothing; a group of which nobody is here
+    is called together.
 
     Raises InputError where a function of the user's own, or the world's metric, misbehaves.
     """
@@ -83,8 +86,9 @@ def compete(
     for t in range(rules.num_rounds):
         labels = grouping(standing.points, rules.num_groups, t / rules.num_rounds, rng)
         labels = _checked_labels(labels, users, rules.num_groups)
-        weights = _group_weights(standing, labels, rules.num_groups)
-        merged_weights = standing.merged_weights
+        present = None if here is None else here(t)
+        weights = _group_weights(standing, labels, rules.num_groups, present)
+        merged_weights = _merged_weights(standing, present)
         candidates = world.propose(model, Shares(rules.num_groups, labels, weights, merged_weights), t)
         gains = world.gains(model, candidates)
         count = rules.num_groups + (merged_weights is not None)
@@ -109,14 +113,26 @@ def compete(
         yield Played(history[-1], np.where(improved, first, NONE), model, standing)
 
 
-def _group_weights(standing: Standing, labels: np.ndarray, num_groups: int) -> np.ndarray:
-    """Weights (R, n) that sum to 1 in each group; even ones in a group whose members all weigh nothing."""
+def _group_weights(standing: Standing, labels: np.ndarray, num_groups: int, present: np.ndarray | None) -> np.ndarray:
+    """Weights (R, n) that sum to 1 in each group; even ones where those who are here weigh nothing."""
     raw = np.maximum(standing.points, 0) ** 2 if standing.group_weights is None else standing.group_weights
+    if present is not None:
+        raw = raw * present
     totals = sums_by_group(raw, labels, num_groups)
-    if (totals <= 0).any():
-        raw = np.where(np.take_along_axis(totals <= 0, labels, axis=1), 1.0, raw)
-        totals = sums_by_group(raw, labels, num_groups)
+    for even in (np.ones(labels.shape) if present is None else present.astype(float), np.ones(labels.shape)):
+        if (totals <= 0).any():
+            raw = np.where(np.take_along_axis(totals <= 0, labels, axis=1), even, raw)
+            totals = sums_by_group(raw, labels, num_groups)
     return raw / np.take_along_axis(totals, labels, axis=1)
+
+
+def _merged_weights(standing: Standing, present: np.ndarray | None) -> np.ndarray | None:
+    """(R, n), of those who are here; as they are where none of them weighs anything."""
+    if standing.merged_weights is None or present is None:
+        return standing.merged_weights
+    weights = standing.merged_weights * present
+    totals = weights.sum(axis=1, keepdims=True)
+    return np.where(totals > 0, weights / np.where(totals > 0, totals, 1), standing.merged_weights)
 
 
 def _checked_labels(returned: object, shape: tuple[int, int], num_groups: int) -> np.ndarray:

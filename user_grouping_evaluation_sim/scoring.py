@@ -41,12 +41,14 @@ class Round:
 @dataclass(frozen=True)
 class Standing:
     """points: (R, n). group_weights: (R, n) of users inside their groups, by default their points squared, 0 where
-    negative. merged_weights: (R, n) of a merged candidate, by default there is none. errors: (R, n), the points'
-    standard errors, where they are known. estimate: a scoring's own memory."""
+    negative. merged_weights: (R, n) of a merged candidate, by default there is none. brings: (R, n), what each user
+    brings to a candidate's reward by a unit of weight, up to a constant, and errors: (R, n), its standard errors, where
+    the scoring knows them. estimate: a scoring's own memory."""
 
     points: np.ndarray
     group_weights: np.ndarray | None = None
     merged_weights: np.ndarray | None = None
+    brings: np.ndarray | None = None
     errors: np.ndarray | None = None
     estimate: Any = None
 
@@ -79,6 +81,8 @@ def _pay_members(standing: Standing, last: Round, by_group: np.ndarray) -> Stand
 
 MEASURED_SHARE = (0.55, 0.85)  # of the rounds: at least, at most
 MEASURED_EQUATIONS = 1.7  # group rewards a user that measuring goes on for, within those bounds
+HARMFUL = 6.0  # spreads below the median: who is that far weighs less in groups
+LEAST_WEIGHT = 0.01
 SHARPNESS = 48.0  # of the merged candidate's weights, exp(sharpness * estimate / its spread)
 
 
@@ -92,7 +96,7 @@ def attributed_pay(
     """1 plus what a user brings to the rewards, by a mixed linear model of all rounds (see attribution.py)."""
     found = _attribution(standing, history, num_rounds, measured_share)
     errors = standard_errors(found) if len(history) == num_rounds else None
-    return replace(standing, points=1 + found.shares, errors=errors, estimate=found)
+    return replace(standing, points=1 + found.shares, brings=found.shares, errors=errors, estimate=found)
 
 
 def merged_steering(
@@ -112,15 +116,16 @@ def merged_steering(
     """
     found = _attribution(standing, history, num_rounds, measured_share)
     measured = _measured(history[-1], num_rounds, measured_share)
+    shares = found.shares_in(block_of(len(history), measured))
+    away = shares - np.median(shares, axis=1, keepdims=True)
+    spread = 1.4826 * np.median(np.abs(away), axis=1, keepdims=True)  # a normal distribution's standard deviation
+    spread = np.where(spread > 0, spread, np.maximum(np.abs(away).max(axis=1, keepdims=True), np.finfo(float).tiny))
     merged = None
     if len(history) >= measured:
-        shares = found.shares_in(block_of(len(history), measured))
-        away = np.abs(shares - np.median(shares, axis=1, keepdims=True))
-        spread = 1.4826 * np.median(away, axis=1, keepdims=True)  # a normal distribution's standard deviation
-        spread = np.where(spread > 0, spread, np.maximum(away.max(axis=1, keepdims=True), np.finfo(float).tiny))
-        merged = np.exp(sharpness * (shares - shares.max(axis=1, keepdims=True)) / spread)
+        merged = np.exp(sharpness * (away - away.max(axis=1, keepdims=True)) / spread)
         merged /= merged.sum(axis=1, keepdims=True)
-    return replace(standing, group_weights=np.ones(found.shares.shape), merged_weights=merged, estimate=found)
+    weights = np.where(away < -HARMFUL * spread, LEAST_WEIGHT, 1.0)
+    return replace(standing, group_weights=weights, merged_weights=merged, estimate=found)
 
 
 def _measured(last: Round, num_rounds: int, measured_share: tuple[float, float]) -> int:

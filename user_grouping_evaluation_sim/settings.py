@@ -30,7 +30,7 @@ class Settings(CommonSettings):
     error_probability: float = 0.05
     """Probability that a round takes a random candidate that is not the best, in [0, 1]."""
     evaluation_noise: float = 0.0
-    """Standard deviation of the error that every evaluation of a candidate or of the model has, in the metric's unit."""
+    """Standard deviation of the error of every evaluation of a candidate or of the model, in the metric's unit."""
     grouping: tuple[str, ...] = ("random", "epsilon_greedy", "interleaved")
     """Who works together: see grouping.py."""
     metric: tuple[str, ...] = ("l2", "l1", "dot")

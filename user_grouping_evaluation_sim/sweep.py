@@ -150,10 +150,11 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
         _rules(settings, task.num_groups),
         np.random.default_rng(_stream(settings, f"competition {task.name}", task.first_run)),
         settings.delta,
-        settings.evaluation_noise,
-        np.random.default_rng(_stream(settings, f"evaluations {task.name}", task.first_run)),
+        noise=settings.evaluation_noise,
+        errors=np.random.default_rng(_stream(settings, f"evaluations {task.name}", task.first_run)),
     )
-    arrays = {"distances": simulated.distances, "points": simulated.points, "points_errors": simulated.errors}
+    names = ("distances", "points", "points_errors", "pay", "pay_errors", "budget")
+    arrays = {name: getattr(simulated, name) for name in names}
     if task.first_run == 0:
         arrays |= {f"trace_{name}": value for name, value in vars(simulated.trace).items()}
     return arrays
@@ -244,6 +245,9 @@ def combinations_of(
                 joined("distances", **names),
                 joined("points", **names),
                 joined("points_errors", **names),
+                joined("pay", **names),
+                joined("pay_errors", **names),
+                joined("budget", **names),
                 hull,
                 joined("values", missing, **validation),
                 joined("standard_errors", missing, **validation),

@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 
 from experiment.files import ROOT
 from experiment.statistics import mean_interval
+from user_grouping_evaluation_sim import payout
 from user_grouping_evaluation_sim.vector_world import Trace
 
 PUBLISHED = ROOT / "data" / "study" / "user_grouping.csv"
@@ -21,13 +22,18 @@ SUMMARISED = [
     "rounds_to_converge",
     "pearson",
     "spearman",
+    "budget_ratio",
+    "misallocation",
+    "unpaid",
+    "gini",
 ]
 SETTLED = 0.05  # a run has converged when it stays within this share of its whole way from where it ends
 
 
 @dataclass(frozen=True)
 class Combination:
-    """All runs of one combination. user_ids, points, points_errors, shapley, standard_errors: (R, n). distances: (R, T + 1).
+    """All runs of one combination. user_ids, points, points_errors, pay, pay_errors, shapley, standard_errors: (R, n).
+    budget: (R,). distances: (R, T + 1).
     hull: (R,). kernel: (K, n), the study's estimate for the first K runs. trace: of the first run."""
 
     names: tuple[str, str, str]
@@ -35,6 +41,9 @@ class Combination:
     distances: np.ndarray
     points: np.ndarray
     points_errors: np.ndarray
+    pay: np.ndarray
+    pay_errors: np.ndarray
+    budget: np.ndarray
     hull: np.ndarray
     shapley: np.ndarray
     standard_errors: np.ndarray
@@ -112,9 +121,22 @@ def runs_table(combinations: Sequence[Combination]) -> pd.DataFrame:
             "pearson": pearson(combination.points, combination.shapley),
             "spearman": spearman(combination.points, combination.shapley),
             "shapley_standard_error": combination.standard_errors.max(axis=1) / np.where(spread > 0, spread, 1),
+            "budget": combination.budget,
+            **payout_measures(combination.pay, combination.shapley, combination.budget),
         }
         frames.append(_labelled(combination, columns))
     return pd.concat(frames, ignore_index=True)
+
+
+def payout_measures(pay: np.ndarray, shapley: np.ndarray, budget: np.ndarray) -> dict[str, np.ndarray]:
+    """By name, (R,): what is paid out of each unit of the budget, and how; NaN where there is none to pay."""
+    measures = {
+        "budget_ratio": pay.sum(axis=1) / np.maximum(budget, 1),
+        "misallocation": payout.misallocation(pay, shapley),
+        "unpaid": payout.unpaid(pay, shapley),
+        "gini": payout.gini(pay),
+    }
+    return {name: np.where(budget > 0, values, np.nan) for name, values in measures.items()}
 
 
 def rounds_table(combinations: Sequence[Combination]) -> pd.DataFrame:
@@ -135,6 +157,8 @@ def points_table(combinations: Sequence[Combination]) -> pd.DataFrame:
             "user": combination.user_ids.ravel(),
             "points": combination.points.ravel(),
             "points_error": combination.points_errors.ravel(),
+            "pay": combination.pay.ravel(),
+            "pay_error": combination.pay_errors.ravel(),
             "shapley": combination.shapley.ravel(),
             "standard_error": combination.standard_errors.ravel(),
         }
@@ -180,7 +204,7 @@ def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
             difference = runs.xs(alternative, level=factor) - runs.xs(reference, level=factor)
             for names, group in difference.groupby(others, sort=False):
                 fixed = dict(zip(others, names, strict=True))
-                for measure in ("final_distance", "regret", "pearson"):
+                for measure in ("final_distance", "regret", "pearson", "misallocation"):
                     mean, low, high = mean_interval(group[measure].to_numpy())
                     compared = {"compared": factor, "alternative": alternative, "reference": reference}
                     rows.append(compared | fixed | {"measure": measure, "difference": mean, "low": low, "high": high})

@@ -27,6 +27,7 @@ from user_grouping_evaluation_sim.tables import (
     SUMMARISED,
     best_of,
     paired_table,
+    payout_measures,
     pearson,
     regret,
     spearman,
@@ -104,6 +105,9 @@ def check_runs(runs: pd.DataFrame, rounds: pd.DataFrame, points: pd.DataFrame) -
         "spearman": (spearman(earned, shapley), 2 * rank_blur + ROUNDING),
         "shapley_standard_error": (largest, largest * (2 * _blur(shapley) + 3 * ROUNDING)),
     }
+    pay = points["pay"].to_numpy(dtype=float).reshape(len(runs), -1)
+    for name, values in payout_measures(pay, shapley, runs["budget"].to_numpy(dtype=float)).items():
+        recomputed[name] = (values, 1e-4)
     differences = []
     for column, (values, tolerance) in recomputed.items():
         source = "rounds.csv" if column.endswith("distance") else "points.csv"
