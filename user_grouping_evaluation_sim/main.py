@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, open_run, shared_path
 from experiment.tables import write_table
 from user_grouping_evaluation_sim import tables
+from user_grouping_evaluation_sim.audit import audit_table, audits_of, perform_audit, runs_of
 from user_grouping_evaluation_sim.plots import draw, figures_of
 from user_grouping_evaluation_sim.preferences import Preferences, check_enough_users, read_matrix, read_movielens
 from user_grouping_evaluation_sim.report_page import report_page
@@ -26,6 +28,7 @@ from user_grouping_evaluation_sim.sweep import (
     combinations_of,
     crowd_of,
     finish_tasks,
+    perform,
     rehearse,
     tasks_of,
 )
@@ -54,9 +57,11 @@ def main(settings: Settings) -> None:
             tell(f"already complete: {folder} (--overwrite runs it again)")
             return
         with run.stage("simulation and Shapley values"):
-            done = finish_tasks(run, settings, preferences, tasks)
+            done = finish_tasks(run, settings, tasks, partial(perform, settings, preferences), "simulating")
+        with run.stage("audit"):
+            audit = finish_audit(run, settings, preferences, done)
         with run.stage("tables"):
-            frames = write_tables(run, settings, preferences, sizes, done)
+            frames = write_tables(run, settings, preferences, sizes, done, audit)
         with run.stage("figures"):
             drawn = draw_figures(run, settings, preferences, frames, done)
         finish_with_report(
@@ -119,11 +124,32 @@ def rough_seconds(task: Task, num_rounds: int) -> float:
     return rounds * (2.5e-7 + (3e-8 * min(task.num_users, 10 * num_rounds) if fitted else 0))
 
 
+def finish_audit(
+    run: RunFolder, settings: Settings, preferences: Preferences, done: dict[str, Arrays]
+) -> pd.DataFrame | None:
+    """audit.csv's table."""
+    if not (tasks := audits_of(settings)):
+        return None
+    runs = runs_of(settings)
+    combinations = combinations_of(settings, preferences, done, settings.num_users, settings.num_groups)
+    shapley = {combination.names[1]: combination.shapley[:runs] for combination in combinations}
+    crowd = crowd_of(settings, preferences, settings.num_users, 0, runs)
+    played = finish_tasks(run, settings, tasks, partial(perform_audit, settings, crowd, shapley), "auditing")
+    return audit_table(tasks, played, shapley, combinations[0].hull[:runs])
+
+
 def write_tables(
-    run: RunFolder, settings: Settings, preferences: Preferences, sizes: Sequence[Size], done: dict[str, Arrays]
+    run: RunFolder,
+    settings: Settings,
+    preferences: Preferences,
+    sizes: Sequence[Size],
+    done: dict[str, Arrays],
+    audit: pd.DataFrame | None,
 ) -> dict[str, pd.DataFrame]:
     """All of the run's tables, written and by name."""
     frames = tables.run_tables(combinations_of(settings, preferences, done, *sizes[0]))
+    if audit is not None:
+        frames["audit"] = audit
     if settings.sweep:
         grid = [size for size in sizes if size[0] in settings.sweep_users and size[1] in settings.sweep_groups]
         by_size = {size: tables.runs_table(combinations_of(settings, preferences, done, *size)) for size in grid}

@@ -59,6 +59,8 @@ def figures_of(
             add(f"points_against_shapley_{scoring}", points_against_shapley, points, runs)
         add("correlation_against_distance", correlation_against_distance, runs)
         add("agreement_against_regret", agreement_against_regret, runs)
+    if "audit" in frames:
+        add("audit", audit_figure, frames["audit"])
     if "estimators" in frames and validated:
         add("estimator_noise", estimator_noise, frames["estimators"])
     if "sweep" in frames:
@@ -427,4 +429,47 @@ def best_shares(best: pd.DataFrame) -> Figure:
     axes[0, 0].set_yticks(range(len(names)), [", ".join(name) for name in names])
     axes[0, 0].invert_yaxis()
     legend_below(figure, axes[0, -1], 3)
+    return figure
+
+
+MOST_SHOWN = 3.0  # ratio; what is beyond lies on the edge, with its number
+
+
+def audit_figure(audit: pd.DataFrame) -> Figure:
+    """Of the first grouping and metric: a line a strategy; pay and Shapley value over the honest twin's, and regret."""
+    first = audit.iloc[0]
+    audit = audit[(audit["grouping"] == first["grouping"]) & (audit["metric"] == first["metric"])]
+    strategies, scorings = audit["strategy"].unique(), audit["scoring"].unique()
+    figure, axes = new_figure(1, 2, width=8.6, height=0.9 + 0.34 * len(strategies), sharey=True, width_ratios=[3, 2])
+    pay, regrets = axes[0]
+    places = np.arange(len(strategies), dtype=float)
+    style: dict[str, Any]
+    for number, scoring in enumerate(scorings):
+        own = audit[audit["scoring"] == scoring].set_index("strategy").loc[strategies]
+        y = places + 0.2 * (number - (len(scorings) - 1) / 2)
+        style = {"color": COLOURS[number], "ms": 4, "linestyle": ""}
+        ratio = own["pay_vs_twin"].clip(upper=MOST_SHOWN)
+        errors = [ratio - own["low"].clip(0, MOST_SHOWN), own["high"].clip(upper=MOST_SHOWN) - ratio]
+        marker = MARKERS[number]
+        pay.errorbar(
+            ratio, y, xerr=np.maximum(errors, 0), fmt=marker, elinewidth=0.8, label=f"{scoring} points", **style
+        )
+        for place, value in zip(y, own["pay_vs_twin"], strict=True):
+            if value > MOST_SHOWN:
+                pay.annotate(f"{value:.1f}", (MOST_SHOWN, place), (4, -2), textcoords="offset points", fontsize=6)
+        regrets.plot(own["regret"], y, marker, **style)
+        regrets.axvline(own["regret"].iloc[0], color=COLOURS[number], linewidth=0.7, linestyle=":")
+    values = audit[audit["scoring"] == scorings[0]].set_index("strategy").loc[strategies]["shapley_vs_twin"]
+    pay.plot(
+        values.clip(0, MOST_SHOWN), places, "D", mfc="none", mec="black", ms=6, linestyle="", label="Shapley value"
+    )
+    pay.axvline(1, color="black", linewidth=0.6)
+    pay.set_xlim(-0.1, MOST_SHOWN + 0.2)
+    users = audit.drop_duplicates("strategy")["users"]
+    pay.set_yticks(places, [f"{name} ({who})" for name, who in zip(strategies, users, strict=True)], fontsize=7)
+    pay.invert_yaxis()
+    pay.set_xlabel("pay, and Shapley value, over the honest twin's")
+    regrets.set_xlabel("normalised regret of the crowd")
+    figure.suptitle(f"{first['grouping']} grouping, {first['metric']}", fontsize=9)
+    legend_below(figure, pay, len(scorings) + 1)
     return figure

@@ -60,6 +60,14 @@ FIGURES = {
         "Density plots of users' points against their Shapley values, a panel for each grouping and metric, with the "
         "mean correlation.",
     ),
+    "audit": (
+        "Users who do not play along",
+        "Left, a strategist's pay over that of the same user when honest, with 95 % intervals, a mark a scoring; the "
+        "open diamond is the same of Shapley values, for strategies that stay the same over the rounds. Right, the "
+        "crowd's regret with the strategist in it; dotted: without.",
+        "For each strategy the ratio of pay to the honest twin's pay, a mark for each scoring, with intervals, and the "
+        "crowd's regret.",
+    ),
     "estimator_noise": (
         "What a noisy estimate of Shapley values hides",
         "The same points of the same runs, validated by our certified estimate (filled) and by shap.KernelExplainer as "
@@ -113,6 +121,7 @@ FILES = {
     "estimators": "the points' correlation with either estimate of the Shapley values",
     "sweep": "the summary for every number of users and groups",
     "sweep_paired": "the differences, paired by run, for every number of users and groups",
+    "audit": "strategies of users who do not play along: their pay beside that of honest twins",
     "best": "how often each combination is best over the sweep",
     "replication": "the same of the study's points, beside the shares that it published",
 }
@@ -128,6 +137,7 @@ def report_page(
         "replication": replication_table,
         "summary": summary_table,
         "paired": paired_table,
+        "audit": audit_table,
         "best": best_table,
         "estimators": estimators_table,
     }
@@ -235,6 +245,30 @@ def paired_table(paired: pd.DataFrame) -> Table:
         " Negative distance and regret, positive r: the first of the two is better."
     )
     return Table("Compared in pairs", caption, ["difference", "with", *measures.values()], rows, "paired.csv")
+
+
+def audit_table(audit: pd.DataFrame) -> Table:
+    rows = [
+        [
+            row["strategy"],
+            row["users"],
+            *(row[name] for name in COMBINATION),
+            estimates(row, "pay_vs_twin", "low", "high"),
+            row["shapley_vs_twin"],
+            row["regret"],
+            row["pearson"],
+        ]
+        for row in audit.to_dict("records")
+    ]
+    caption = (
+        "Each strategy played by the users named, chosen by Shapley value. Pay and Shapley value: over those of the "
+        "same users when honest, with 95 % intervals; no Shapley value where a strategy changes over the rounds. "
+        "Regret: the crowd's. r: of the other users' points with their Shapley values."
+    )
+    measures = ["pay, twin's = 1", "Shapley value, twin's = 1", "regret", "r, others"]
+    return Table(
+        "Users who do not play along", caption, ["strategy", "users", *COMBINATION, *measures], rows, "audit.csv"
+    )
 
 
 def replication_table(replication: pd.DataFrame) -> Table:

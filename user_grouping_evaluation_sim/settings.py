@@ -1,16 +1,19 @@
 """The options of run.py, its presets, and what they must be."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiment.command_line import CommonSettings, check_common, check_name, check_range, named_function
 from experiment.errors import InputError
 from experiment.files import ROOT
-from user_grouping_evaluation_sim.grouping import GROUPINGS
-from user_grouping_evaluation_sim.metrics import METRICS
-from user_grouping_evaluation_sim.scoring import SCORINGS
+from user_grouping_evaluation_sim.grouping import GROUPINGS, Grouping
+from user_grouping_evaluation_sim.metrics import METRICS, Metric
+from user_grouping_evaluation_sim.scoring import SCORINGS, Scoring
 from user_grouping_evaluation_sim.shapley import METHODS, MOST_USERS_EXACT
 
 DATA = ROOT / "data" / "movielens"
@@ -53,6 +56,10 @@ class Settings(CommonSettings):
     """Largest standard error of a Shapley value, as a share of the values' standard deviation."""
     kernel_runs: int = 6
     """This many runs are validated by shap.KernelExplainer too, as the study did, to show its noise."""
+    absent: float = 0.0
+    """Probability with which a user is away in a round, in [0, 1)."""
+    audit: bool = False
+    """Play every strategy of incentives.py against all combinations and runs, not only the first of them."""
     sweep: bool = False
     """Also run every number of users and of groups below."""
     sweep_users: tuple[int, ...] = (10, 25, 50, 75, 100)
@@ -97,6 +104,7 @@ def check_settings(settings: Settings) -> None:
     check_range("--delta", settings.delta, 0, 1, open_low=True)
     check_range("--error-probability", settings.error_probability, 0, 1)
     check_range("--evaluation-noise", settings.evaluation_noise, 0, 1e6)
+    check_range("--absent", settings.absent, 0, 0.99)
     check_range("--shapley-precision", settings.shapley_precision, 0, 1, open_low=True)
     check_range("--kernel-runs", settings.kernel_runs, 0, 10**9)
     if settings.sweep and not (settings.sweep_users and settings.sweep_groups):
@@ -114,3 +122,22 @@ def sizes_to_run(settings: Settings) -> list[Size]:
     """The run's own size first, then the sweep's."""
     grid = [(users, groups) for users in settings.sweep_users for groups in settings.sweep_groups]
     return list(dict.fromkeys([(settings.num_users, settings.num_groups), *(grid if settings.sweep else [])]))
+
+
+def functions_of(grouping: str, metric: str, scoring: str) -> tuple[Grouping, Metric, Scoring]:
+    """By their names, or module:function."""
+    return (
+        named_function("--grouping", grouping, GROUPINGS),
+        metric_of(metric),
+        named_function("--scoring", scoring, SCORINGS),
+    )
+
+
+def metric_of(name: str) -> Metric:
+    metric: Metric = named_function("--metric", name, METRICS)
+    return metric
+
+
+def stream(settings: Settings, purpose: str, run: int) -> np.random.SeedSequence:
+    """A random stream of its own for every purpose and run, from the one seed."""
+    return np.random.SeedSequence(settings.seed, spawn_key=(zlib.crc32(purpose.encode()), run))

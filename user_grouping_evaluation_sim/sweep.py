@@ -1,28 +1,24 @@
 """A run as independent tasks: the Shapley values and the competitions of every setting and combination."""
 
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from itertools import product
+from typing import Any, Protocol
 
 import numpy as np
 
-from experiment.command_line import described, named_function
+from experiment.command_line import described
 from experiment.errors import InputError
 from experiment.parallel import parallel_map
 from experiment.run_folder import Arrays, RunFolder, load_arrays, save_arrays
 from user_grouping_evaluation_sim.competition import Rules
-from user_grouping_evaluation_sim.grouping import Grouping
 from user_grouping_evaluation_sim.hull import hull_distance
-from user_grouping_evaluation_sim.metrics import Metric
 from user_grouping_evaluation_sim.preferences import Crowd, Preferences, draw_crowds
-from user_grouping_evaluation_sim.scoring import Scoring
-from user_grouping_evaluation_sim.settings import REGISTRIES, Settings, Size
+from user_grouping_evaluation_sim.settings import Settings, Size, functions_of, metric_of, stream
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.tables import Combination
-from user_grouping_evaluation_sim.vector_world import Trace, simulate
+from user_grouping_evaluation_sim.vector_world import Conduct, Trace, simulate
 
 KERNEL_EVALUATIONS = 10_000  # the study's budget for shap.KernelExplainer
 RUNS_A_TASK = 10  # of Shapley values
@@ -65,6 +61,13 @@ class Competition:
 Task = Validation | Competition
 
 
+class Named(Protocol):
+    """What finish_tasks needs of a task."""
+
+    @property
+    def name(self) -> str: ...
+
+
 def _safe(name: str) -> str:
     return name.replace(":", ".").replace("/", ".")
 
@@ -101,18 +104,18 @@ def tasks_of(settings: Settings, sizes: Sequence[Size], dimensions: int) -> list
 
 
 def finish_tasks(
-    run: RunFolder, settings: Settings, preferences: Preferences, tasks: Sequence[Task]
+    run: RunFolder, settings: Settings, tasks: Sequence[Named], function: Callable[[Any], Arrays], description: str
 ) -> dict[str, Arrays]:
     """Every task's arrays by name; those of an earlier, interrupted run are loaded, each other is saved when done."""
     done = {task.name: load_arrays(run.part_path(f"{task.name}.npz")) for task in tasks}
     missing = [task for task in tasks if done[task.name] is None]
     results = parallel_map(
-        partial(perform, settings, preferences),
+        function,
         missing,
         jobs=settings.jobs,
         backend=settings.backend,
         scheduler=settings.scheduler,
-        description="simulating",
+        description=description,
     )
     with closing(results):  # an error here ends the workers and the progress bar at once
         for task, arrays in zip(missing, results, strict=True):
@@ -127,7 +130,7 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
     if isinstance(task, Validation):
         if task.method == "hull":
             return {"hull": np.array([hull_distance(*pair) for pair in zip(crowd.users, crowd.experts, strict=True)])}
-        metric = _metric(task.metric)
+        metric = metric_of(task.metric)
         estimates = [
             shapley_values(
                 users,
@@ -136,7 +139,7 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
                 method=task.method,
                 precision=settings.shapley_precision,
                 max_evaluations=KERNEL_EVALUATIONS if task.method == "kernel" else None,
-                seed=_stream(settings, f"shapley {task.metric} {task.method} {task.num_users}", task.first_run + run),
+                seed=stream(settings, f"shapley {task.metric} {task.method} {task.num_users}", task.first_run + run),
             )
             for run, (users, expert) in enumerate(zip(crowd.users, crowd.experts, strict=True))
         ]
@@ -146,18 +149,28 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
         }
     simulated = simulate(
         crowd,
-        *_functions(task.grouping, task.metric, task.scoring),
+        *functions_of(task.grouping, task.metric, task.scoring),
         _rules(settings, task.num_groups),
-        np.random.default_rng(_stream(settings, f"competition {task.name}", task.first_run)),
+        np.random.default_rng(stream(settings, f"competition {task.name}", task.first_run)),
         settings.delta,
         noise=settings.evaluation_noise,
-        errors=np.random.default_rng(_stream(settings, f"evaluations {task.name}", task.first_run)),
+        errors=np.random.default_rng(stream(settings, f"evaluations {task.name}", task.first_run)),
+        conduct=conduct_of(settings, crowd, task.first_run),
     )
     names = ("distances", "points", "points_errors", "pay", "pay_errors", "budget")
     arrays = {name: getattr(simulated, name) for name in names}
     if task.first_run == 0:
         arrays |= {f"trace_{name}": value for name, value in vars(simulated.trace).items()}
     return arrays
+
+
+def conduct_of(settings: Settings, crowd: Crowd, first_run: int) -> Conduct | None:
+    """With --absent: everybody is away in a share of the rounds."""
+    if not settings.absent:
+        return None
+    rng = np.random.default_rng(stream(settings, "absent", first_run))
+    here = rng.random((settings.num_rounds, *crowd.user_ids.shape), dtype=np.float32) >= settings.absent
+    return Conduct(lambda _: crowd.users, lambda t: here[t])
 
 
 def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> None:
@@ -167,10 +180,10 @@ def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> N
     for names in product(settings.grouping, settings.metric, settings.scoring):
         if own := [name for name in names if ":" in name]:
             with _blaming(own):
-                simulate(crowd, *_functions(*names), rules, np.random.default_rng(settings.seed))
+                simulate(crowd, *functions_of(*names), rules, np.random.default_rng(settings.seed))
     for name in settings.metric:
         if ":" in name and settings.shapley != "none":
-            metric = _metric(name)
+            metric = metric_of(name)
             with _blaming([name]):
                 shapley_values(crowd.users[0][:2], crowd.experts[0], metric, method="exact")
 
@@ -186,32 +199,14 @@ def _blaming(names: Sequence[str]) -> Iterator[None]:
         raise InputError(f"{' '.join(names)}: fails in a rehearsal ({described(error)})") from error
 
 
-def _functions(grouping: str, metric: str, scoring: str) -> tuple[Grouping, Metric, Scoring]:
-    return (
-        named_function("--grouping", grouping, REGISTRIES["grouping"]),
-        _metric(metric),
-        named_function("--scoring", scoring, REGISTRIES["scoring"]),
-    )
-
-
-def _metric(name: str) -> Metric:
-    metric: Metric = named_function("--metric", name, REGISTRIES["metric"])
-    return metric
-
-
 def _rules(settings: Settings, num_groups: int) -> Rules:
     return Rules(num_groups, settings.num_rounds, settings.error_probability)
 
 
 def crowd_of(settings: Settings, preferences: Preferences, num_users: int, first: int, count: int) -> Crowd:
     """The crowds of the runs first .. first + count - 1; the same for every combination."""
-    seeds = [_stream(settings, f"crowd {num_users}", first + run) for run in range(count)]
+    seeds = [stream(settings, f"crowd {num_users}", first + run) for run in range(count)]
     return draw_crowds(preferences, num_users, seeds, first_users=settings.first_users)
-
-
-def _stream(settings: Settings, purpose: str, run: int) -> np.random.SeedSequence:
-    """A random stream of its own for every purpose and run, from the one seed."""
-    return np.random.SeedSequence(settings.seed, spawn_key=(zlib.crc32(purpose.encode()), run))
 
 
 def combinations_of(
