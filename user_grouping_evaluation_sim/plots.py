@@ -432,7 +432,7 @@ def best_shares(best: pd.DataFrame) -> Figure:
     return figure
 
 
-MOST_SHOWN = 3.0  # ratio; what is beyond lies on the edge, with its number
+MOST_SHOWN = 5.0  # ratio; what is beyond lies on the edge, with its number
 
 
 def audit_figure(audit: pd.DataFrame) -> Figure:
@@ -466,7 +466,9 @@ def audit_figure(audit: pd.DataFrame) -> Figure:
     pay.axvline(1, color="black", linewidth=0.6)
     pay.set_xlim(-0.1, MOST_SHOWN + 0.2)
     users = audit.drop_duplicates("strategy")["users"]
-    pay.set_yticks(places, [f"{name} ({who})" for name, who in zip(strategies, users, strict=True)], fontsize=7)
+    pay.set_yticks(
+        places, [f"{name.partition(',')[0]} ({who})" for name, who in zip(strategies, users, strict=True)], fontsize=7
+    )
     pay.invert_yaxis()
     pay.set_xlabel("pay, and Shapley value, over the honest twin's")
     regrets.set_xlabel("normalised regret of the crowd")
