@@ -38,7 +38,7 @@ USERS, GROUPS = 75, 4
 REPEATS = 12  # of a crowd, for the intervals' coverage
 TOURNAMENT = ("honest", "zero vector", "mirror", "exaggerate", "farthest corner", "copy of a random user")
 GENERATIONS, SETTLED, MUTATION = 30, 10, 0.01
-TOLERANCES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)  # of the users' distances, in rating points
+TOLERANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # between users, in rating points
 
 
 @dataclass(frozen=True)
