@@ -22,6 +22,7 @@ from experiment.errors import InputError
 from experiment.parallel import parallel_map
 from user_grouping_evaluation_sim import main as main_module
 from user_grouping_evaluation_sim import sweep
+from user_grouping_evaluation_sim.incentives import STRATEGIES
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
 from user_grouping_evaluation_sim.settings import DATA, PRESETS, Settings
@@ -64,6 +65,7 @@ MEASURES = [
     "unpaid",
     "gini",
 ]
+COLUMNS["audit"] = "strategy users grouping metric scoring pay_vs_twin low high shapley_vs_twin regret pearson".split()
 COLUMNS["summary"] = [*COMBINATION, "runs", *(m + end for m in MEASURES for end in ("", "_low", "_high"))]
 TINY = ["--num-users", "6", "--num-groups", "2", "--num-rounds", "5", "--num-runs", "3", "--kernel-runs", "1"]
 DEFAULT = [*TINY, "--grouping", "random", "interleaved", "--metric", "l2", "dot"]  # fewer panels: they take seconds
@@ -307,6 +309,39 @@ def test_quick_preset_as_a_module(tmp_path):
     assert (found["points"]["standard_error"] == 0).all()
 
 
+def test_audit_and_absence(home, tmp_path):
+    options = [*TINY, "--preferences", "matrix.csv", "--jobs", 1, "--scoring", "ranked", "attributed"]
+    assert main_here(home, *options, "--metric", "l2", "l1", "--audit", "--output-dir", tmp_path / "a") == 0
+    audit = tables(tmp_path / "a")["audit"]
+    assert len(audit) == len(STRATEGIES) * 3 * 2 * 2  # groupings, metrics, scorings
+    honest = audit[audit["strategy"] == "honest"]
+    assert (honest[["pay_vs_twin", "low", "high", "shapley_vs_twin"]] == 1).all(axis=None)
+    gone = audit[audit["strategy"] == "leave after round 1"]
+    assert gone["shapley_vs_twin"].isna().all()
+    more = [*options, "--metric", "l2", "--output-dir"]
+    assert main_here(home, *more, tmp_path / "here", "--absent", 0) == 0
+    assert main_here(home, *more, tmp_path / "away", "--absent", 0.5) == 0
+    here, away = (tables(tmp_path / name) for name in ("here", "away"))
+    assert not (here["points"]["points"] == away["points"]["points"]).all()
+    first = [
+        frames["audit"].query("grouping == 'random'") for frames in (here, {"audit": audit.query("metric == 'l2'")})
+    ]
+    pd.testing.assert_frame_equal(
+        *(frame.reset_index(drop=True) for frame in first)
+    )  # what else is audited moves nothing
+
+
+def test_noise_moves_values_and_no_one_elses_crowd(home, tmp_path):
+    options = [*TINY, "--preferences", "matrix.csv", "--jobs", 1, "--metric", "l2", "--output-dir"]
+    assert main_here(home, *options, tmp_path / "none") == 0
+    assert main_here(home, *options, tmp_path / "some", "--evaluation-noise", 0.5) == 0
+    none, some = (tables(tmp_path / name) for name in ("none", "some"))
+    for column in ("user", "shapley"):
+        assert (none["points"][column] == some["points"][column]).all()
+    assert (none["runs"]["start_distance"] == some["runs"]["start_distance"]).all()
+    assert not (none["runs"]["final_distance"] == some["runs"]["final_distance"]).all()
+
+
 def test_the_studys_estimator_alone(home, tmp_path):
     """--shapley kernel validates every run by it; there is nothing to compare it with."""
     options = ["--preferences", "matrix.csv", "--shapley", "kernel", "--metric", "l2", "--grouping", "random"]
@@ -462,6 +497,8 @@ BAD = {  # tests/test_malformed_inputs.py has all kinds; these come after a crow
     "a form that does not fit": ([*CROWD, "--shapley", "closed_form"], "fits --metric dot alone"),
     "too many coalitions": ([*CROWD, "--num-users", 23, "--shapley", "exact"], "too many coalitions"),
     "delta 0": ([*CROWD, "--delta", 0], "--delta 0.0: out of range; must be in (0, 1]"),
+    "noise below 0": ([*CROWD, "--evaluation-noise", -1], "--evaluation-noise -1.0: out of range"),
+    "everybody away": ([*CROWD, "--absent", 1], "--absent 1.0: out of range"),
     "delta NaN": ([*CROWD, "--delta", "nan"], "--delta nan: out of range"),
 }
 
