@@ -66,7 +66,7 @@ def step(state, rows, n, num_groups):
     """The state after another round: a few conjugate gradients, then one step of expectation maximisation."""
     state = state or first_state(rows, n, num_groups)
     probes = attribution.PROBES
-    signs = np.concatenate([*attribution._signs(n)[:, 0]])
+    signs = np.concatenate([*attribution._signs(n, probes)[:, 0]])
     matrix, right = system(rows, state, n)
     wanted = np.column_stack([right, signs])
     solved = state["solved"].copy()

@@ -71,6 +71,7 @@ def test_attributed_is_its_transcription(users, num_groups, num_rounds):
 
 def test_replayed_rounds_give_what_matrices_give(monkeypatch):
     history = random_history(np.random.default_rng(2), 2, 15, 3, 20)
+    monkeypatch.setattr(attribution, "PROBES", 1)
     dense = attributed_history(history, 12)
     monkeypatch.setattr(attribution, "MOST_NUMBERS", 0)
     replayed = attributed_history(history, 12)

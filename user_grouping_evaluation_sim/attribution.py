@@ -21,8 +21,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from user_grouping_evaluation_sim.grouping import sums_by_group
+import scipy.sparse
 
 if TYPE_CHECKING:
     from user_grouping_evaluation_sim.scoring import Round
@@ -32,7 +31,7 @@ KINDS = 2  # of candidates: a group's, the merged one
 OUTLIER = 10.0  # median absolute deviations; of a normal distribution 6.7 standard deviations
 ITERATIONS = 4  # of conjugate gradients a round
 CONVERGED = 1e-10  # relative error at which they rest
-PROBES = 3  # columns of random signs
+PROBES = 3  # columns of random signs; 1 where rounds are replayed: of many users one says as much
 MOST_NUMBERS = 20_000_000  # in the matrices; with more, rounds are replayed
 LEAST_ERROR = 1e-4  # variance, as a share of the rewards' mean square: a fit that is better is rounding
 LEAST_DRIFT = 1e-3  # variance, as a share of the spread
@@ -68,7 +67,7 @@ Strata = Mapping[tuple[int, int], Equations]
 @dataclass(frozen=True)
 class Attribution:
     """After so many `rounds`, for R runs of n users. errors: (KINDS, R), spread, drift: (R,), the variances.
-    solved: (1 + BLOCKS, R, n, 1 + PROBES), beta and each d, and the same of the probes."""
+    solved: (1 + BLOCKS, R, n, 1 + probes), beta and each d, and the same of the probes."""
 
     rounds: int
     strata: Strata
@@ -132,18 +131,17 @@ def without_outliers(rewards: Sequence[np.ndarray]) -> np.ndarray:
 
 def equations_of(past: "Round", *, dense: bool) -> dict[int, Equations]:
     """Of a round, by kind of candidate. dense: with the matrix."""
-    groups = past.rewards.shape[1]
+    runs, groups = past.rewards.shape
     common = past.rewards.mean(axis=1)
     y = past.rewards - common[:, None]
-    merged, merged_y = merged_design(past), None if past.merged_reward is None else past.merged_reward - common
+    moment = (incidence(past).T @ y.ravel()).reshape(runs, -1)
     x = group_design(past) if dense else None
-    by_groups, by_merged = transposed_times(past, y, merged_y)
     gram = None if x is None else x.transpose(0, 2, 1) @ x
-    diagonal = past.weights**2 * (1 - 1 / groups)
-    found = {0: Equations(groups - 1, by_groups, diagonal, gram, (y**2).sum(axis=1))}
-    if merged is not None and merged_y is not None and by_merged is not None:
-        gram = None if x is None else merged[:, :, None] * merged[:, None]
-        found[1] = Equations(1, by_merged, merged**2, gram, merged_y**2)
+    found = {0: Equations(groups - 1, moment, past.weights**2 * (1 - 1 / groups), gram, (y**2).sum(axis=1))}
+    if past.merged_weights is not None and past.merged_reward is not None:
+        merged, merged_y = merged_design(past, past.merged_weights), past.merged_reward - common
+        gram = merged[:, :, None] * merged[:, None] if dense else None
+        found[1] = Equations(1, merged * merged_y[:, None], merged**2, gram, merged_y**2)
     return found
 
 
@@ -154,25 +152,17 @@ def group_design(past: "Round") -> np.ndarray:
     return (own - 1 / groups) * past.weights[:, None]
 
 
-def merged_design(past: "Round") -> np.ndarray | None:
+def merged_design(past: "Round", merged_weights: np.ndarray) -> np.ndarray:
     """(R, n). Everybody weighs w / G in the groups' mean."""
-    return None if past.merged_weights is None else past.merged_weights - past.weights / past.rewards.shape[1]
+    return merged_weights - past.weights / past.rewards.shape[1]
 
 
-def design_times(past: "Round", u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Both designs times u (R, n): (R, G), and (R,) of the merged candidate. O(users)."""
-    sums = sums_by_group(past.weights * u, past.labels, past.rewards.shape[1])
-    mean = sums.mean(axis=1)
-    return sums - mean[:, None], None if past.merged_weights is None else (past.merged_weights * u).sum(axis=1) - mean
-
-
-def transposed_times(
-    past: "Round", of_groups: np.ndarray, of_merged: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The transposed designs times (R, G), which sum to 0, and times (R,): (R, n) each. O(users)."""
-    by_groups = past.weights * np.take_along_axis(of_groups, past.labels, axis=1)
-    merged = merged_design(past)
-    return by_groups, None if merged is None or of_merged is None else merged * of_merged[:, None]
+def incidence(past: "Round") -> scipy.sparse.csc_array:
+    """Weights as a matrix (R G, R n), a row a group of a run."""
+    runs, groups = past.rewards.shape
+    place = past.labels + groups * np.arange(runs)[:, None]
+    entries = past.weights.ravel(), place.ravel(), np.arange(past.labels.size + 1)
+    return scipy.sparse.csc_array(entries, shape=(runs * groups, past.labels.size))
 
 
 def _normal(strata: Strata, history: Sequence["Round"], measured: int, u: np.ndarray) -> dict[tuple[int, int], Any]:
@@ -180,13 +170,18 @@ def _normal(strata: Strata, history: Sequence["Round"], measured: int, u: np.nda
     if all(equations.gram is not None for equations in strata.values()):
         return {key: equations.gram @ (u[0] + u[1 + key[1]]) for key, equations in strata.items()}
     result = {key: np.zeros(u.shape[1:]) for key in strata}
-    for number, past in enumerate(history, start=1):
-        block = block_of(number, measured)
-        for column in range(u.shape[-1]):
-            parts = transposed_times(past, *design_times(past, u[0, ..., column] + u[1 + block, ..., column]))
-            for kind, part in enumerate(parts):
-                if part is not None:
-                    result[kind, block][..., column] += part
+    for block in range(BLOCKS):
+        both = u[0] + u[1 + block]
+        for number, past in enumerate(history, start=1):
+            if block_of(number, measured) != block:
+                continue
+            rows = incidence(past)
+            sums = (rows @ both.reshape(-1, u.shape[-1])).reshape(*past.rewards.shape, -1)
+            apart = sums - sums.mean(axis=1, keepdims=True)
+            result[0, block] += (rows.T @ apart.reshape(-1, u.shape[-1])).reshape(both.shape)
+            if past.merged_weights is not None:
+                merged = merged_design(past, past.merged_weights)[..., None]
+                result[1, block] += merged * (merged * both).sum(axis=1, keepdims=True)
     return result
 
 
@@ -200,14 +195,15 @@ def _begin(strata: Strata) -> Attribution:
     half = np.where(first.square > 0, first.square, 2.0) / max(first.count, 1) / 2
     weights = first.diagonal.sum(axis=1)
     spread = half * max(first.count, 1) / np.where(weights > 0, weights, 1.0)
-    solved = np.zeros((1 + BLOCKS, runs, users, 1 + PROBES))
+    probes = 1 if first.gram is None else PROBES
+    solved = np.zeros((1 + BLOCKS, runs, users, 1 + probes))
     return Attribution(1, strata, np.stack([half] * KINDS), spread, FIRST_DRIFT * spread, solved)
 
 
 @cache
-def _signs(users: int) -> np.ndarray:
-    """(1 + BLOCKS, 1, users, PROBES) of -1 and 1, always the same."""
-    return np.random.default_rng(0).integers(0, 2, (1 + BLOCKS, 1, users, PROBES)) * 2.0 - 1
+def _signs(users: int, probes: int) -> np.ndarray:
+    """(1 + BLOCKS, 1, users, probes) of -1 and 1, always the same."""
+    return np.random.default_rng(0).integers(0, 2, (1 + BLOCKS, 1, users, probes)) * 2.0 - 1
 
 
 def _prior(found: Attribution) -> np.ndarray:
@@ -234,7 +230,8 @@ def _solve(found: Attribution, normal: Callable[[np.ndarray], Mapping[tuple[int,
     """A few steps of preconditioned conjugate gradients from what was solved before, all columns side by side."""
     prior, diagonal, u = _prior(found), _preconditioner(found), found.solved
     moments = {key: equations.moment[..., None] for key, equations in found.strata.items()}
-    signs = np.broadcast_to(_signs(u.shape[2]), (*u.shape[:-1], PROBES))
+    probes = u.shape[-1] - 1
+    signs = np.broadcast_to(_signs(u.shape[2], probes), (*u.shape[:-1], probes))
     wanted = np.concatenate([_weighed(found, moments), signs], axis=-1)
 
     def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -261,10 +258,10 @@ def _with_variances(
     found: Attribution, normal: Callable[[np.ndarray], Mapping[tuple[int, int], np.ndarray]]
 ) -> Attribution:
     """One step of expectation maximisation: a variance is its estimates' mean square plus their uncertainty."""
-    _, runs, users, _ = found.solved.shape
-    signs, tiny = _signs(users), np.finfo(float).tiny
+    _, runs, users, columns = found.solved.shape
+    signs, tiny = _signs(users, columns - 1), np.finfo(float).tiny
     u, probes = found.solved[..., 0], found.solved[..., 1:]
-    uncertain = np.maximum((signs * probes).sum(axis=(2, 3)) / PROBES, 0)  # traces, (1 + BLOCKS, R)
+    uncertain = np.maximum((signs * probes).mean(axis=3).sum(axis=2), 0)  # traces, (1 + BLOCKS, R)
     of_beta, *of_drifts = (u**2).sum(axis=2) + uncertain
     spread = np.maximum(of_beta / users, tiny)
     drift = np.mean(of_drifts, axis=0) / users if found.begun == BLOCKS else FIRST_DRIFT * spread
@@ -273,7 +270,7 @@ def _with_variances(
         equations = found.strata[kind, block]
         fitted = u[0] + u[1 + block]
         squares[kind] += equations.square - ((2 * equations.moment - product[..., 0]) * fitted).sum(axis=1)
-        unsure = (product[..., 1:] * (signs[0] + signs[1 + block])).sum(axis=(1, 2)) / PROBES
+        unsure = (product[..., 1:] * (signs[0] + signs[1 + block])).mean(axis=2).sum(axis=1)
         squares[kind] += np.maximum(unsure, 0)
         counts[kind] += equations.count
     errors = np.where(counts[:, None] > 0, squares / np.maximum(counts, 1)[:, None], found.errors)
@@ -297,8 +294,10 @@ def standard_errors(found: Attribution) -> np.ndarray:
     of = np.zeros(1 + BLOCKS)  # the shares, of beta and each d
     of[0], of[1 : 1 + found.begun] = 1, 1 / found.begun
     if any(gram is None for gram in grams.values()):
-        signs, probes = _signs(users), found.solved[..., 1:]
-        mean = np.einsum("b,brnp,c,crnp->r", of, signs + 0 * probes, of, probes) / users / PROBES
+        signs, probes = (
+            np.tensordot(of, a, 1) for a in (_signs(users, found.solved.shape[-1] - 1), found.solved[..., 1:])
+        )
+        mean = (signs * probes).mean(axis=(1, 2))
         by_user = 1 / _preconditioner(found)[0, ..., 0]
         return np.sqrt(by_user * (np.maximum(mean, 0) / by_user.mean(axis=1))[:, None])
     size = (1 + BLOCKS) * users
