@@ -378,7 +378,7 @@ def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
 
 def agreement_table(settings: Settings, played: Played, references: References, estimates: Estimates) -> pd.DataFrame:
     """agreement.csv: correlations with the retraining game's Shapley values, and models tuned for it. what: "points"
-    of a scoring, or an estimate. reliability: see `reliability`."""
+    of a scoring, or an estimate."""
     rows = []
     for (grouping, metric, scoring), own in played.competitions.items():
         models = int(np.isfinite(own["rewards"]).sum())
@@ -389,8 +389,7 @@ def agreement_table(settings: Settings, played: Played, references: References, 
             rows.append([metric, name, "", "", *correlations(values, references[metric][0]), ESTIMATES[name][2](n)])
     columns = ["metric", "what", "grouping", "scoring", "pearson", "spearman", "models"]
     table = pd.DataFrame(rows, columns=columns)
-    table["reliability"] = [reliability(*references[metric]) for metric in table["metric"]]
-    return _rows(played, **{name: table[name] for name in [*columns, "reliability"]})
+    return _rows(played, **{name: table[name] for name in columns})
 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -400,22 +399,15 @@ def correlations(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(pearsonr(a, b)[0]), float(spearmanr(a, b)[0])
 
 
-def reliability(values: np.ndarray, errors: np.ndarray) -> float:
-    """Share of the estimates' variance between people that is not their noise (classical test theory): 1 less the mean
-    squared standard error over the variance, at least 0."""
-    spread = values.var(ddof=1)
-    return float(max(0.0, 1 - (errors**2).mean() / spread)) if spread > 0 else 0.0
-
-
 def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame:
     """summary.csv: means over crowds (of each crowd over its seeds) with Student's 95 % intervals.
 
-    quantity: pearson, spearman, reliability, or value - ...: a competition's fresh value less another model's.
+    quantity: pearson, spearman, models, or value - ...: a competition's fresh value less another model's.
     """
     rows: list[list[Any]] = []
     names = ["metric", "what", "grouping", "scoring"]
     for key, own in agreement.groupby(names, sort=False):
-        for quantity in ("pearson", "spearman", "reliability", "models"):
+        for quantity in ("pearson", "spearman", "models"):
             means = own.groupby(["target", "crowd"])[quantity].mean().to_numpy()
             rows.append([*key, quantity, len(means), *map(float, mean_interval(means))])
     index = ["target", "crowd", "seed", "metric"]

@@ -17,7 +17,7 @@ from user_grouping_evaluation_sim.tables import COMBINATION, pearson
 from user_grouping_evaluation_sim.vector_world import simulate
 
 HONEST = "honest"
-RUNS = 20  # of the audit that every run has
+RUNS = 12  # of the audit that every run has
 PRECISION = 0.05  # of the Shapley values with a strategist in the crowd
 
 
