@@ -14,8 +14,9 @@ from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, open_run, shared_path
-from experiment.tables import write_table
+from experiment.tables import LARGE, write_lines, write_table
 from user_grouping_evaluation_sim import tables
+from user_grouping_evaluation_sim.ledger import ledger_lines
 from user_grouping_evaluation_sim.plots import draw, figures_of
 from user_grouping_evaluation_sim.preferences import Preferences, check_enough_users, read_matrix, read_movielens
 from user_grouping_evaluation_sim.report_page import report_page
@@ -123,13 +124,17 @@ def write_tables(
     run: RunFolder, settings: Settings, preferences: Preferences, sizes: Sequence[Size], done: dict[str, Arrays]
 ) -> dict[str, pd.DataFrame]:
     """All of the run's tables, written and by name."""
-    frames = tables.run_tables(combinations_of(settings, preferences, done, *sizes[0]))
+    combinations = combinations_of(settings, preferences, done, *sizes[0])
+    frames = tables.run_tables(combinations)
     if settings.sweep:
         grid = [size for size in sizes if size[0] in settings.sweep_users and size[1] in settings.sweep_groups]
         by_size = {size: tables.runs_table(combinations_of(settings, preferences, done, *size)) for size in grid}
         frames |= tables.sweep_tables(by_size, np.random.default_rng(settings.seed))
     for name, frame in frames.items():
         write_table(frame, run.path, name, float_format="%.6g")
+    accounts = [tables.account_of(combination) for combination in combinations]
+    large = sum(2 * account.alone.size * len(account.rounds) for account in accounts) > LARGE  # members and weights
+    write_lines(ledger_lines(run.identity, accounts), run.path, "ledger", large=large)
     return frames
 
 
