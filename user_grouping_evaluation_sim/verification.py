@@ -4,6 +4,7 @@ The tables hold six significant digits. What is recomputed from them may differ 
 (`ROUNDING` and the bounds that follow from it) and by no more.
 """
 
+import sys
 import zlib
 from dataclasses import fields
 from itertools import product
@@ -15,14 +16,14 @@ import pandas as pd
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
-from experiment.command_line import named_function
+from experiment.command_line import described, named_function
 from experiment.errors import InputError
 from experiment.files import ROOT, sha256_file
 from experiment.tables import read_lines, read_table, table_names, table_path
 from user_grouping_evaluation_sim.hull import hull_distance
 from user_grouping_evaluation_sim.ledger import Account, accounts_in, against_the_rules, broken, paid, replayed
 from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
-from user_grouping_evaluation_sim.scoring import SCORINGS
+from user_grouping_evaluation_sim.scoring import SCORINGS, Scoring
 from user_grouping_evaluation_sim.settings import Settings
 from user_grouping_evaluation_sim.sweep import crowd_of
 from user_grouping_evaluation_sim.tables import (
@@ -41,7 +42,7 @@ from user_grouping_evaluation_sim.tables import (
 ROUNDING = 5.1e-6  # relative, of a number written with six significant digits
 RUN = [*COMBINATION, "run"]
 LEDGER = "ledger"
-PLAIN = ["start_distance", "final_distance", "hull_distance", "rounds_to_converge", "pearson", "spearman"]
+PLAIN = [measure for measure in SUMMARISED if measure != "regret"]
 
 
 def verify(folder: Path, record: dict[str, Any], own_code: bool = False) -> tuple[list[str], list[str]]:
@@ -296,21 +297,35 @@ def check_ledger(
             rows = points[(points[RUN] == [*names, 0]).all(axis=1)]
             if (account.names, account.run) != (names, 0) or list(account.users) != rows["user"].tolist():
                 return [f"ledger.csv: its run or users are not those of {', '.join(names)}, run 0, in points.csv"], []
-            if ":" in names[2] and not own_code:
-                unchecked.append(f"points and pay of {', '.join(names)}: --own-code runs {names[2]} to recompute them")
+            if ":" not in names[2]:
+                differences += check_account(account, rows, record, SCORINGS[names[2]])
+            elif own_code:
+                differences += check_by_own_code(account, rows, record)
             else:
-                differences += check_account(account, rows, record)
+                unchecked.append(f"points and pay of {', '.join(names)}: --own-code runs {names[2]} to recompute them")
         return differences, unchecked
     except (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError) as error:
         return [f"ledger.csv: cannot be read ({type(error).__name__}: {error})"], []
 
 
-def check_account(account: Account, rows: pd.DataFrame, record: dict[str, Any]) -> list[str]:
+def check_by_own_code(account: Account, rows: pd.DataFrame, record: dict[str, Any]) -> list[str]:
+    """The same for a scoring of the user's own, from the current folder, if it is that of the run."""
+    name = account.names[2]
+    module, _, _ = name.partition(":")
+    try:
+        scoring = named_function("--scoring", name, SCORINGS)
+        if sha256_file(str(sys.modules[module].__file__)) != record["code_sha256"][name]:
+            return [f"{name}: is not the code of this run (SHA-256 differs)"]
+        return check_account(account, rows, record, scoring)
+    except Exception as error:  # the user's own code: whatever it raises
+        return [str(error) if isinstance(error, InputError) else f"{name}: fails ({described(error)})"]
+
+
+def check_account(account: Account, rows: pd.DataFrame, record: dict[str, Any], scoring: Scoring) -> list[str]:
     """One combination's points, pay and weights from its rounds and audits. rows: of points.csv, in its order."""
     num_rounds = record["num_rounds"]
     if len(account.rounds) != num_rounds:
         return [f"ledger.csv: {', '.join(account.names)}: {len(account.rounds)} rounds of {num_rounds}"]
-    scoring = named_function("--scoring", account.names[2], SCORINGS)
     differences = []
     before, *after = replayed(account, scoring, num_rounds)
     for number, (past, standing) in enumerate(zip(account.rounds, [before, *after], strict=False), start=1):
