@@ -219,11 +219,7 @@ def run_folder(tmp_path_factory):
         patch.chdir(home)
         patch.setattr(main_module, "figures_of", lambda *_: [])
         patch.syspath_prepend(str(home))
-        main_module.main(
-            Settings(
-                output_dir=home / "run", jobs=1, preferences=home / "matrix.csv", evaluation_noise=0.02, **settings
-            )
-        )
+        main_module.main(Settings(**settings))
         yield home / "run"
 
 
@@ -403,3 +399,16 @@ def test_a_packed_ledger_is_read_and_damage_is_told(copy):
         (copy / "ledger.csv.gz").write_bytes(damaged)
         differences, _ = checked(copy)
         assert len(differences) == 1 and differences[0].startswith("ledger.csv: ")
+
+
+def test_a_ledger_that_would_be_too_long_is_not_written(monkeypatch, capsys, tmp_path):
+    _, _, account = played("marginal", 3)
+    numbers = 2 * USERS * ROUNDS * 2  # members and weights of two accounts
+    run = SimpleNamespace(path=tmp_path, identity=SETTINGS)
+    monkeypatch.setattr(main_module, "MOST_NUMBERS", numbers - 1)
+    main_module.write_ledger(run, [account, account])
+    assert list(tmp_path.iterdir()) == []
+    assert f"no ledger: it would hold {numbers:,} members and weights" in capsys.readouterr().out
+    monkeypatch.setattr(main_module, "MOST_NUMBERS", numbers)
+    main_module.write_ledger(run, [account, account])
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.csv"]

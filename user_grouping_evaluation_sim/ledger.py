@@ -36,7 +36,8 @@ BEGINNING = (
     *("grouping", "metric", "scoring", "data_sha256", "code_sha256"),
 )
 """What of run.json the first row follows from."""
-CLOSE = 1e-6  # weights that differ by less are equal but for rounding errors on other machines
+CLOSE = {"rtol": 1e-6, "atol": 1e-9}  # weights that differ by less do so by rounding errors of other machines
+MOST_NUMBERS = 10_000_000  # members and weights; a longer ledger is not written: of 100,000 users it would be 0.1 GB
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ def rounds_of(
 
 
 # ---------------------------------------------------------------- writing
+
+
+def numbers_in(accounts: Iterable[Account]) -> int:
+    """How long their ledger is: members and weights of all rounds."""
+    return sum(2 * len(account.users) * len(account.rounds) for account in accounts)
 
 
 def ledger_lines(settings: Mapping[str, Any], accounts: Iterable[Account]) -> Iterator[str]:
@@ -256,14 +262,14 @@ def against_the_rules(past: Round, before: Standing) -> str | None:
     """What of a round (R = 1) does not follow from how users stood before it, if anything; that users were absent, and
     weighed nothing, may be so."""
     groups = past.rewards.shape[1]
-    by_points = group_weights(before, past.labels, groups, past.weights > 0)
+    by_points = group_weights(before, past.labels, groups, past.weights != 0)
     nobody_here = group_weights(before, past.labels, groups, np.zeros(past.labels.shape, dtype=bool))
     if not (_close(past.weights, by_points) | _close(past.weights, nobody_here)).all():
         return "weights are not by the standing before it"
     merged = past.merged_weights
     if (merged is None) != (before.merged_weights is None):
         return "a merged candidate is there without reason, or missing"
-    if merged is not None and not _close(merged, merged_weights_of(before, merged > 0)).all():
+    if merged is not None and not _close(merged, merged_weights_of(before, merged != 0)).all():
         return "merged weights are not by the standing before it"
     rewards = past.rewards if past.merged_reward is None else np.append(past.rewards, past.merged_reward[:, None], 1)
     ranked, best = past.order[0].copy(), rewards[0].argmax()
@@ -274,4 +280,4 @@ def against_the_rules(past: Round, before: Standing) -> str | None:
 
 
 def _close(a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
-    return np.isclose(a, np.nan if b is None else b, rtol=CLOSE, atol=CLOSE)
+    return np.isclose(a, np.nan if b is None else b, **CLOSE)

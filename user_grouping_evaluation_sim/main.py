@@ -16,7 +16,7 @@ from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, open_run, shared_path
 from experiment.tables import LARGE, write_lines, write_table
 from user_grouping_evaluation_sim import tables
-from user_grouping_evaluation_sim.ledger import ledger_lines
+from user_grouping_evaluation_sim.ledger import MOST_NUMBERS, Account, ledger_lines, numbers_in
 from user_grouping_evaluation_sim.plots import draw, figures_of
 from user_grouping_evaluation_sim.preferences import Preferences, check_enough_users, read_matrix, read_movielens
 from user_grouping_evaluation_sim.report_page import report_page
@@ -132,10 +132,17 @@ def write_tables(
         frames |= tables.sweep_tables(by_size, np.random.default_rng(settings.seed))
     for name, frame in frames.items():
         write_table(frame, run.path, name, float_format="%.6g")
-    accounts = [tables.account_of(combination) for combination in combinations]
-    large = sum(2 * account.alone.size * len(account.rounds) for account in accounts) > LARGE  # members and weights
-    write_lines(ledger_lines(run.identity, accounts), run.path, "ledger", large=large)
+    write_ledger(run, [tables.account_of(combination) for combination in combinations])
     return frames
+
+
+def write_ledger(run: RunFolder, accounts: Sequence[Account]) -> None:
+    """What every combination's first run shows of itself, if that is not too much."""
+    numbers = numbers_in(accounts)
+    if numbers > MOST_NUMBERS:
+        tell(f"no ledger: it would hold {numbers:,} members and weights (at most {MOST_NUMBERS:,})")
+        return
+    write_lines(ledger_lines(run.identity, accounts), run.path, "ledger", large=numbers > LARGE)
 
 
 def draw_figures(
