@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from decimal import Decimal
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,7 +36,7 @@ from user_grouping_evaluation_sim.scoring import SCORINGS, marginal
 from user_grouping_evaluation_sim.settings import Settings
 from user_grouping_evaluation_sim.tables import account_of
 from user_grouping_evaluation_sim.vector_world import Conduct, VectorWorld, simulate
-from user_grouping_evaluation_sim.verification import check_ledger
+from user_grouping_evaluation_sim.verification import check_ledger, half_a_digit
 
 RUNS, USERS, ROUNDS, DELTA = 3, 9, 30, 0.13
 IDS = [f"user {i}, {text}" for i, text in enumerate(["", '"', "é", "a\nb", "*", "%20", " ", "1.0", "-"])]
@@ -320,6 +321,17 @@ def test_every_changed_digit_of_points_and_pay_is_found(copy):
         told, by_ledger = differences[0].removeprefix(who).removesuffix(" by ledger.csv").split(" is ")
         assert float(told) == float(frame.loc[row, column])
         assert float(by_ledger) == pytest.approx(float(text), rel=1e-5)
+
+
+def test_a_last_digit_that_is_off_by_one_is_beyond_rounding():
+    values = np.random.default_rng(0).normal(size=2000) * 10.0 ** np.arange(-10, 10).repeat(100)
+    written = [Decimal(f"{value:.6g}") for value in values]
+    units = [Decimal(10) ** (text.adjusted() - 5) for text in written]
+    allowed = half_a_digit(values)
+    assert (np.abs(np.array(written, dtype=float) - values) <= allowed).all()
+    for sign in (-1, 1):
+        off = [text + sign * unit for text, unit in zip(written, units, strict=True)]
+        assert (np.abs(np.array(off, dtype=float) - values) > allowed).mean() > 0.998  # but for those half-way between
 
 
 def rechained(folder, change):
