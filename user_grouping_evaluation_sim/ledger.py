@@ -36,7 +36,8 @@ BEGINNING = (
     *("grouping", "metric", "scoring", "data_sha256", "code_sha256"),
 )
 """What of run.json the first row follows from."""
-CLOSE = {"rtol": 1e-6, "atol": 1e-9}  # weights that differ by less do so by rounding errors of other machines
+CLOSE = 1e-6  # relative: weights that differ by less do so by rounding errors of other machines
+NOTHING = 1e-9  # the same of weights near 0
 MOST_NUMBERS = 10_000_000  # members and weights; a longer ledger is not written: of 100,000 users it would be 0.1 GB
 
 
@@ -280,4 +281,4 @@ def against_the_rules(past: Round, before: Standing) -> str | None:
 
 
 def _close(a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
-    return np.isclose(a, np.nan if b is None else b, **CLOSE)
+    return np.isclose(a, np.nan if b is None else b, rtol=CLOSE, atol=NOTHING)
