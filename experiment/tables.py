@@ -1,6 +1,7 @@
 """A run's tables as files: tidy CSV, compressed where large, equal bytes for equal tables."""
 
 import gzip
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ def write_table(frame: pd.DataFrame, folder: Path, name: str, float_format: str 
 def file_name(frame: pd.DataFrame, name: str) -> str:
     """What write_table calls the file of a table."""
     return f"{name}.csv{'.gz' if frame.size > LARGE else ''}"
+
+
+def write_lines(lines: Iterable[str], folder: Path, name: str, *, large: bool) -> None:
+    """Writes NAME.csv line by line, or NAME.csv.gz for a large table, which need not fit into memory."""
+    with (
+        replace_atomically(folder / f"{name}.csv{'.gz' if large else ''}") as temporary,
+        open(temporary, "wb") as plain,
+        gzip.GzipFile("", "wb", 6, plain, mtime=0) if large else plain as file,
+    ):
+        file.writelines(f"{line}\n".encode() for line in lines)
+
+
+def read_lines(folder: Path, name: str) -> Iterator[bytes]:
+    """The lines of a table, each with its line feed."""
+    path = table_path(folder, name)
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        yield from file
 
 
 def table_path(folder: Path, name: str) -> Path:

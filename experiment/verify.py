@@ -1,15 +1,16 @@
 """Check finished runs: recompute what is cheap, compare hashes, and say what differs.
 
-python -m experiment.verify FOLDER [FOLDER ...]
+python -m experiment.verify [--own-code] FOLDER [FOLDER ...]
 
+--own-code: also run functions of the user's own (module:function, from the current folder) that run.json names.
 Exit code 0: all agrees. 1: something differs. 2: a folder holds no finished run.
 """
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiment.command_line import tell
 from experiment.errors import InputError
@@ -20,8 +21,9 @@ Differences = list[str]
 Unchecked = list[str]
 
 
-def verify_run(folder: str | Path) -> tuple[Differences, Unchecked]:
-    """What differs in a run's folder, and what could not be checked, a line each.
+def verify_run(folder: str | Path, *, own_code: bool = False) -> tuple[Differences, Unchecked]:
+    """What differs in a run's folder, and what could not be checked, a line each. own_code: run functions of the
+    user's own, as run.json names them.
 
     Raises InputError where the folder holds no finished run of an experiment that has a verification.
     """
@@ -32,7 +34,7 @@ def verify_run(folder: str | Path) -> tuple[Differences, Unchecked]:
     experiment = record.get("experiment")
     if experiment not in experiments:
         raise InputError(f"{folder / 'run.json'}: experiment {experiment!r}: not one of {', '.join(experiments)}")
-    verify: Callable[[Path, dict[str, Any]], tuple[Differences, Unchecked]]
+    verify: Callable[..., tuple[Differences, Unchecked]]
     verify = importlib.import_module(f"{experiment}.verification").verify
     outputs = dict(record.get("outputs_sha256", {}))
     weights = [name for name in outputs if name.startswith("adapters/")]
@@ -44,7 +46,8 @@ def verify_run(folder: str | Path) -> tuple[Differences, Unchecked]:
     if missing:  # without a table nothing can be recomputed
         return missing, ["numbers: recomputed only where all tables are there"]
     try:
-        found, unchecked = verify(folder, record)
+        runs_own_code = own_code and "own_code" in inspect.signature(verify).parameters
+        found, unchecked = verify(folder, record, **({"own_code": True} if runs_own_code else {}))
     except (KeyError, ValueError, TypeError) as error:
         found, unchecked = [f"the tables or run.json cannot be read ({type(error).__name__}: {error})"], []
     return differences + found, left_out + unchecked
@@ -62,13 +65,14 @@ def compare_outputs(folder: Path, written: dict[str, str]) -> tuple[Differences,
 
 
 def main(arguments: Sequence[str]) -> int:
-    if not arguments or any(argument.startswith("-") for argument in arguments):
+    folders = [argument for argument in arguments if argument != "--own-code"]
+    if not folders or any(argument.startswith("-") for argument in folders):
         tell(__doc__ or "")
         return 0 if set(arguments) & {"-h", "--help"} else 2
     code = 0
-    for folder in arguments:
+    for folder in folders:
         try:
-            differences, unchecked = verify_run(folder)
+            differences, unchecked = verify_run(folder, own_code="--own-code" in arguments)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2

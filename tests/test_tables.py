@@ -1,5 +1,7 @@
 """Statistics and tables against scipy and cases worked by hand; figures draw all that the tables hold."""
 
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,7 +74,7 @@ def a_cell(grouping, scoring, seed, runs=6, users=5, kernel=2):
         rng.normal(size=(runs, users)),
         rng.uniform(0.01, 0.02, (runs, users)),
         rng.normal(size=(kernel, users)),
-        Trace(*[np.zeros(1)] * 5),
+        Trace(*[np.zeros(1)] * len(fields(Trace))),
     )
 
 

@@ -87,8 +87,8 @@ def compete(
         labels = grouping(standing.points, rules.num_groups, t / rules.num_rounds, rng)
         labels = _checked_labels(labels, users, rules.num_groups)
         present = None if here is None else here(t)
-        weights = _group_weights(standing, labels, rules.num_groups, present)
-        merged_weights = _merged_weights(standing, present)
+        weights = group_weights(standing, labels, rules.num_groups, present)
+        merged_weights = merged_weights_of(standing, present)
         candidates = world.propose(model, Shares(rules.num_groups, labels, weights, merged_weights), t)
         gains = world.gains(model, candidates)
         count = rules.num_groups + (merged_weights is not None)
@@ -113,7 +113,7 @@ def compete(
         yield Played(history[-1], np.where(improved, first, NONE), model, standing)
 
 
-def _group_weights(standing: Standing, labels: np.ndarray, num_groups: int, present: np.ndarray | None) -> np.ndarray:
+def group_weights(standing: Standing, labels: np.ndarray, num_groups: int, present: np.ndarray | None) -> np.ndarray:
     """Weights (R, n) that sum to 1 in each group; even ones where those who are here weigh nothing."""
     raw = np.maximum(standing.points, 0) ** 2 if standing.group_weights is None else standing.group_weights
     if present is not None:
@@ -126,7 +126,7 @@ def _group_weights(standing: Standing, labels: np.ndarray, num_groups: int, pres
     return raw / np.take_along_axis(totals, labels, axis=1)
 
 
-def _merged_weights(standing: Standing, present: np.ndarray | None) -> np.ndarray | None:
+def merged_weights_of(standing: Standing, present: np.ndarray | None) -> np.ndarray | None:
     """(R, n), of those who are here; as they are where none of them weighs anything."""
     if standing.merged_weights is None or present is None:
         return standing.merged_weights

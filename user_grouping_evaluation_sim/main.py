@@ -15,9 +15,10 @@ from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, open_run, shared_path
-from experiment.tables import write_table
+from experiment.tables import LARGE, write_lines, write_table
 from user_grouping_evaluation_sim import tables
 from user_grouping_evaluation_sim.audit import audit_table, audits_of, perform_audit, runs_of
+from user_grouping_evaluation_sim.ledger import MOST_NUMBERS, Account, ledger_lines, numbers_in
 from user_grouping_evaluation_sim.plots import draw, figures_of
 from user_grouping_evaluation_sim.preferences import Preferences, check_enough_users, read_matrix, read_movielens
 from user_grouping_evaluation_sim.report_page import report_page
@@ -147,7 +148,8 @@ def write_tables(
     audit: pd.DataFrame | None,
 ) -> dict[str, pd.DataFrame]:
     """All of the run's tables, written and by name."""
-    frames = tables.run_tables(combinations_of(settings, preferences, done, *sizes[0]))
+    combinations = combinations_of(settings, preferences, done, *sizes[0])
+    frames = tables.run_tables(combinations)
     if audit is not None:
         frames["audit"] = audit
     if settings.sweep:
@@ -156,7 +158,17 @@ def write_tables(
         frames |= tables.sweep_tables(by_size, np.random.default_rng(settings.seed))
     for name, frame in frames.items():
         write_table(frame, run.path, name, float_format="%.6g")
+    write_ledger(run, [tables.account_of(combination) for combination in combinations])
     return frames
+
+
+def write_ledger(run: RunFolder, accounts: Sequence[Account]) -> None:
+    """What every combination's first run shows of itself, if that is not too much."""
+    numbers = numbers_in(accounts)
+    if numbers > MOST_NUMBERS:
+        tell(f"no ledger: it would hold {numbers:,} members and weights (at most {MOST_NUMBERS:,})")
+        return
+    write_lines(ledger_lines(run.identity, accounts), run.path, "ledger", large=numbers > LARGE)
 
 
 def draw_figures(

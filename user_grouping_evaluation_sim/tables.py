@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from experiment.files import ROOT
 from experiment.statistics import mean_interval
 from user_grouping_evaluation_sim import payout
+from user_grouping_evaluation_sim.ledger import Account, rounds_of
 from user_grouping_evaluation_sim.vector_world import Trace
 
 PUBLISHED = ROOT / "data" / "study" / "user_grouping.csv"
@@ -259,6 +260,20 @@ def replication_table(best: pd.DataFrame) -> pd.DataFrame:
     key = ["scoring", "measure", "grouping", "metric"]
     own = best[best["scoring"].isin(published["scoring"])]
     return own.merge(published[[*key, "published_share"]], on=key, how="left")
+
+
+def account_of(combination: Combination) -> Account:
+    """The first run, for the ledger."""
+    trace = combination.trace
+    return Account(
+        combination.names,
+        0,
+        tuple(map(str, combination.user_ids[0])),
+        rounds_of(trace.labels, trace.weights, trace.rewards, trace.improved, trace.order, trace.merged_weights),
+        trace.alone[None],
+        trace.everybody,
+        trace.gained,
+    )
 
 
 def _labelled(combination: Combination, columns: dict[str, np.ndarray]) -> pd.DataFrame:

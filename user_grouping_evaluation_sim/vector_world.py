@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse
 
 from user_grouping_evaluation_sim import payout
-from user_grouping_evaluation_sim.competition import Rules, Shares, compete
+from user_grouping_evaluation_sim.competition import NONE, Played, Rules, Shares, compete
 from user_grouping_evaluation_sim.grouping import Grouping
 from user_grouping_evaluation_sim.metrics import Metric
 from user_grouping_evaluation_sim.preferences import Crowd
@@ -67,13 +67,21 @@ class VectorWorld:
 @dataclass(frozen=True)
 class Trace:
     """The first run, round by round. models: (T + 1, d). labels, weights: (T, n). merged_weights: (T, n), 0 where
-    there was no merged candidate. taken: (T,), a candidate or NONE; number num_groups is the merged one."""
+    there was no merged candidate. taken: (T,), a candidate or NONE; number num_groups is the merged one. rewards:
+    (T, G + 1), the merged candidate's last, NaN where there was none. improved: (T,). order: (T, G + 1), see
+    scoring.Round, NONE behind the last. alone: (n,), everybody, gained: (1,), see audited."""
 
     models: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
     merged_weights: np.ndarray
     taken: np.ndarray
+    rewards: np.ndarray
+    improved: np.ndarray
+    order: np.ndarray
+    alone: np.ndarray
+    everybody: np.ndarray
+    gained: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -122,8 +130,7 @@ def simulate(
         distances.append(np.linalg.norm(model - crowd.experts, axis=1))
         attended += past.weights > 0
         stayed += (past.weights > 0) if t >= rules.num_rounds - last else 0
-        merged = np.zeros(n) if past.merged_weights is None else past.merged_weights[0]
-        played.append((model[0], past.labels[0], past.weights[0], merged, step.taken[0]))
+        played.append(_of_first_run(step))
     models, *others = (np.array(column) for column in zip(*played, strict=True))
     contributed = conduct.vectors(rules.num_rounds - 1)
     alone, everybody, gained = audited(world, contributed, crowd.models, model)
@@ -136,8 +143,20 @@ def simulate(
         pay,
         pay_errors,
         payout.budget_units(gained),
-        Trace(np.vstack([crowd.models[:1], models]), *others),
+        Trace(np.vstack([crowd.models[:1], models]), *[*others, alone[0], everybody[:1], gained[:1]]),
     )
+
+
+def _of_first_run(step: Played) -> tuple[np.ndarray, ...]:
+    """A round's row of each array of Trace, but for the audits."""
+    past = step.round
+    groups, count = past.rewards.shape[1], past.order.shape[1]
+    rewards, order = np.full(groups + 1, np.nan), np.full(groups + 1, NONE)
+    rewards[:groups], order[:count] = past.rewards[0], past.order[0]
+    merged = np.zeros(past.labels.shape[1])
+    if past.merged_weights is not None and past.merged_reward is not None:
+        merged, rewards[groups] = past.merged_weights[0], past.merged_reward[0]
+    return step.model[0], past.labels[0], past.weights[0], merged, step.taken[0], rewards, past.improved[0], order
 
 
 def audited(
