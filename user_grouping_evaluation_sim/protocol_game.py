@@ -8,7 +8,7 @@ played together with. A game so is as deterministic as any; the spread of its pl
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from user_grouping_evaluation_sim.scoring import Scoring
 from user_grouping_evaluation_sim.shapley import ShapleyEstimate, game_shapley_values
 from user_grouping_evaluation_sim.vector_world import DELTA, VectorWorld
 
-EVALUATIONS = 2_000  # coalitions that are played for one crowd's values: all of up to 10 users, sampled above
+EVALUATIONS = 4_000  # coalitions that are played for one crowd's values: all of up to 11 users, sampled above
 NUMBERS_A_BATCH = 4_000_000  # that plays side by side hold
 PAIRS = 8  # of plays of a size, which show how much a play's end varies
 PURPOSES = 2  # of a play's streams: its rounds, its evaluations
@@ -64,7 +64,9 @@ class Streams:
 
     def _check(self, runs: int) -> None:
         if runs != len(self.generators):
-            raise InputError(f"the protocol game: a draw of {runs} rows, where each of {len(self.generators)} runs has one")
+            raise InputError(
+                f"the protocol game: a draw of {runs} rows, where each of {len(self.generators)} runs has one"
+            )
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):
@@ -189,8 +191,3 @@ def variance_of_plays(variances: np.ndarray) -> float:
     n = len(variances) - 1
     by_size = [1 / math.comb(n - 1, t - 1) + 1 / math.comb(n - 1, t) for t in range(1, n)]
     return float(variances[1:n] @ np.array(by_size, dtype=float) + variances[n]) / n**2
-
-
-def protocol_game(crowd: Any, run: int, *functions: Any, **more: Any) -> ProtocolGame:
-    """The game of one run of a preferences.Crowd."""
-    return ProtocolGame(crowd.users[run], crowd.experts[run], crowd.models[run], *functions, **more)
