@@ -108,8 +108,8 @@ def describe(settings: Settings, sizes: Sequence[Size], tasks: Sequence[Task], p
     played = sum(isinstance(task, ProtocolValidation) for task in tasks)
     games = f" and {played} protocol games of up to {EVALUATIONS} coalitions" if played else ""
     return (
-        f"{what}: {settings.num_runs} runs of {settings.num_rounds} rounds for each of {combinations} combinations{games}, "
-        f"drawn from {n} users x {d} dimensions; {where}, about {max(1, round(seconds))} s"
+        f"{what}: {settings.num_runs} runs of {settings.num_rounds} rounds for each of {combinations} combinations"
+        f"{games}, drawn from {n} users x {d} dimensions; {where}, about {max(1, round(seconds))} s"
     )
 
 

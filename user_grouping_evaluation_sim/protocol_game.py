@@ -71,7 +71,7 @@ class Streams:
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):
             raise AttributeError(name)
-        known = [method for method in vars(Streams) if not method.startswith("_") and method != "generators"]
+        known = [method for method in vars(Streams) if not method.startswith("_")]
         raise InputError(f"the protocol game: a generator's method {name} draws no row a run; take {', '.join(known)}")
 
 

@@ -1,6 +1,6 @@
 """What report.html says of a run: the question, the answer, the captions and the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -130,7 +130,7 @@ def report_page(
     """frames: the run's tables by name. drawn: its figures' names. data_shape: (users, dimensions) of the data."""
     runs = frames["runs"].assign(regret=regret(frames["runs"]))
     combinations = runs.groupby(COMBINATION, sort=False).ngroups
-    makers = {
+    makers: dict[str, Callable[[pd.DataFrame], Table]] = {
         "replication": replication_table,
         "summary": partial(summary_table, game=settings.reference),
         "paired": paired_table,
@@ -221,7 +221,7 @@ def summary_table(summary: pd.DataFrame, game: str) -> Table:
         for row in summary.to_dict("records")
     ]
     points = " ".join(whose(summary["scoring"].unique()))
-    caption = f"Means over {summary['runs'].iloc[0]} runs with 95 % intervals. {REGRET} r: with Shapley values of the {game} game. {points}"
+    caption = f"Means over {summary['runs'].iloc[0]} runs with 95 % intervals. {REGRET} r: {game} game. {points}"
     return Table("Combinations", caption, [*COMBINATION, *shown], rows, "summary.csv")
 
 
