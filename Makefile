@@ -28,6 +28,7 @@ reference: $(VENV)/installed
 	$(BIN)/python $(GROUPING)/run.py --preset paper --sweep --overwrite
 	$(BIN)/python $(GROUPING)/study_attribution.py
 	$(BIN)/python $(GROUPING)/study_pay.py
+	$(BIN)/python $(GROUPING)/study_protocol.py
 	$(BIN)/python $(SPACE)/study_hyperparameters.py
 	$(BIN)/python $(SPACE)/run.py --preset reference --overwrite
 	$(BIN)/python $(SPACE)/study_pools.py

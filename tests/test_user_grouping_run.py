@@ -1,7 +1,9 @@
 """The command line of the user grouping experiment, end to end: its files, its resumption, what it refuses."""
 
 import gzip
+import itertools
 import json
+import math
 import os
 import re
 import resource
@@ -90,6 +92,10 @@ def attendance(standing, history, num_rounds):
 
 def one_group(points, num_groups, progress, rng):
     return np.zeros(points.shape, dtype=int)
+
+
+def one_draw(points, num_groups, progress, rng):
+    return np.broadcast_to(rng.permutation(points.shape[1]) % num_groups, points.shape)
 
 
 def overlapping(points, num_groups, progress, rng):
@@ -357,6 +363,39 @@ def test_the_studys_estimator_alone(home, tmp_path):
     assert "estimators" not in found
 
 
+def test_the_protocol_games_values(home, tmp_path):
+    """--reference protocol: points, correlations and report are of each combination's own game, by enumeration."""
+    options = ["--preferences", "matrix.csv", "--reference", "protocol", "--metric", "l2", "--num-users", 4]
+    options += ["--grouping", "random", "own_strategies:by_turns", "--scoring", "marginal", "attributed"]
+    tiny = ["--num-groups", 2, "--num-rounds", 5, "--num-runs", 2, "--jobs", 1]
+    assert main_here(home, *options, *tiny, "--output-dir", tmp_path / "p") == 0
+    found = tables(tmp_path / "p")
+    assert "estimators" not in found
+    settings = Settings(num_users=4, num_groups=2, num_rounds=5, num_runs=2, reference="protocol")
+    preferences = read_matrix(home / "matrix.csv")
+    coalitions = np.array(list(itertools.product([False, True], repeat=4)))
+    size = coalitions.sum(axis=1)
+    values = []
+    for scoring, run in itertools.product(("marginal", "attributed"), range(2)):
+        task = sweep.ProtocolValidation(4, 2, "random", "l2", scoring, run)
+        game = sweep.protocol_game(settings, crowd_of(settings, preferences, 4, run, 1), task)
+        weights = 1 / (4 * np.array([math.comb(3, k) for k in range(4)]))
+        signs = np.where(coalitions, weights[size[:, None] - 1], -weights[np.minimum(size, 3)[:, None]])
+        values.append(game(coalitions) @ signs)
+        of_run = found["points"].query(f"grouping == 'random' and scoring == '{scoring}' and run == {run}")
+        np.testing.assert_allclose(of_run["shapley"], values[-1], rtol=1e-4, atol=1e-5)
+        assert (of_run["standard_error"] > 0).all()
+        row = found["runs"].query(f"grouping == 'random' and scoring == '{scoring}' and run == {run}").iloc[0]
+        r = stats.pearsonr(of_run["points"], values[-1]).statistic
+        assert row["pearson"] == pytest.approx(r, abs=1e-3)
+    assert len({tuple(row) for row in np.round(values, 9)}) == 4
+    record = json.loads((tmp_path / "p" / "run.json").read_text(encoding="utf-8"))
+    assert record["reference"] == "protocol"
+    page = (tmp_path / "p" / "report.html").read_text(encoding="utf-8")
+    assert "Shapley values of the protocol game" in page
+    assert "static game" not in page
+
+
 def test_own_strategies_matrix_and_sweep(home, tmp_path):
     options = ["--grouping", "own_strategies:by_turns", "--metric", "own_strategies:worst"]
     options += ["--scoring", "own_strategies:attendance", "--preferences", "matrix.csv", "--jobs", "2"]
@@ -495,6 +534,19 @@ BAD = {  # tests/test_malformed_inputs.py has all kinds; these come after a crow
         "--scheduler: no-such-protocol://here:1: no dask scheduler answers",
     ),
     "a form that does not fit": ([*CROWD, "--shapley", "closed_form"], "fits --metric dot alone"),
+    "a form of the static game": (
+        [*CROWD, "--reference", "protocol", "--shapley", "kernel"],
+        "--shapley kernel: fits --reference static alone; choose auto",
+    ),
+    "a closed form of the static game": (
+        [*CROWD, "--metric", "dot", "--reference", "protocol", "--shapley", "closed_form"],
+        "--shapley closed_form: fits --reference static alone; choose auto",
+    ),
+    "draws without a row a run": (
+        [*CROWD, "--reference", "protocol", "--grouping", "own_strategies:one_draw"],
+        "method permutation draws no row a run",
+    ),
+    "an unknown reference": ([*CROWD, "--reference", "dynamic"], "--reference"),
     "too many coalitions": ([*CROWD, "--num-users", 23, "--shapley", "exact"], "too many coalitions"),
     "delta 0": ([*CROWD, "--delta", 0], "--delta 0.0: out of range; must be in (0, 1]"),
     "noise below 0": ([*CROWD, "--evaluation-noise", -1], "--evaluation-noise -1.0: out of range"),
@@ -557,4 +609,8 @@ def test_dry_run_writes_nothing(command_line, tmp_path):
     assert code == 0
     assert "6 users in 2 groups: 3 runs of 5 rounds for each of 27 combinations" in printed
     assert "40 users x 5 dimensions" in printed
+    assert "protocol" not in printed
+    code, printed, _ = command_line(*CROWD, "--dry-run", "--reference", "protocol", "--output-dir", tmp_path / "new")
+    assert code == 0
+    assert "27 combinations and 81 protocol games of up to 4000 coalitions" in printed
     assert not (tmp_path / "new").exists()

@@ -37,8 +37,8 @@ class Audit:
 
 
 def audits_of(settings: Settings) -> list[Audit]:
-    """Of the first grouping and metric; with --audit of all."""
-    if settings.shapley == "none":
+    """Of the first grouping and metric; with --audit of all. Strategists are compared by the static game's values."""
+    if settings.shapley == "none" or settings.reference == "protocol":
         return []
     groupings, metrics = (names if settings.audit else names[:1] for names in (settings.grouping, settings.metric))
     plays = [

@@ -21,9 +21,11 @@ from user_grouping_evaluation_sim.audit import audit_table, audits_of, perform_a
 from user_grouping_evaluation_sim.ledger import MOST_NUMBERS, Account, ledger_lines, numbers_in
 from user_grouping_evaluation_sim.plots import draw, figures_of
 from user_grouping_evaluation_sim.preferences import Preferences, check_enough_users, read_matrix, read_movielens
+from user_grouping_evaluation_sim.protocol_game import EVALUATIONS
 from user_grouping_evaluation_sim.report_page import report_page
 from user_grouping_evaluation_sim.settings import Settings, Size, check_settings, sizes_to_run
 from user_grouping_evaluation_sim.sweep import (
+    ProtocolValidation,
     Task,
     Validation,
     combinations_of,
@@ -109,9 +111,11 @@ def describe(settings: Settings, sizes: Sequence[Size], tasks: Sequence[Task], p
     if len(sizes) > 1:
         what += f" and {len(sizes) - 1} more sizes"
     seconds = sum(rough_seconds(task, settings.num_rounds) for task in tasks) / settings.jobs + 4
+    played = sum(isinstance(task, ProtocolValidation) for task in tasks)
+    games = f" and {played} protocol games of up to {EVALUATIONS} coalitions" if played else ""
     return (
-        f"{what}: {settings.num_runs} runs of {settings.num_rounds} rounds for each of {combinations} combinations, "
-        f"drawn from {n} users x {d} dimensions; {where}, about {max(1, round(seconds))} s"
+        f"{what}: {settings.num_runs} runs of {settings.num_rounds} rounds for each of {combinations} combinations"
+        f"{games}, drawn from {n} users x {d} dimensions; {where}, about {max(1, round(seconds))} s"
     )
 
 
@@ -120,6 +124,12 @@ def rough_seconds(task: Task, num_rounds: int) -> float:
     if isinstance(task, Validation):
         a_run = {"hull": 1e-3, "kernel": 0.3}.get(task.method, 0.02 if task.metric == "l2" else 0.05)
         return task.num_runs * a_run
+    if isinstance(task, ProtocolValidation):
+        users = task.num_users
+        plays = EVALUATIONS if users > 30 else min(2**users, EVALUATIONS)
+        fitted = "attributed" in task.scoring or "merged" in task.scoring
+        a_size = 4e-3 if fitted else 1.5e-3  # plays of one size go side by side
+        return num_rounds * (users * a_size + plays * (1.5e-5 + users * (1e-7 + 1e-8 * users * fitted)))
     rounds = num_rounds * task.num_runs * task.num_users
     fitted = "attributed" in task.scoring or "merged" in task.scoring  # matrices, or all rounds replayed
     return rounds * (2.5e-7 + (3e-8 * min(task.num_users, 10 * num_rounds) if fitted else 0))
@@ -181,6 +191,6 @@ def draw_figures(
     """Draws what the tables allow; gives the figures' names."""
     combinations = combinations_of(settings, preferences, done, settings.num_users, settings.num_groups)
     first_crowd = crowd_of(settings, preferences, settings.num_users, 0, 1)
-    drawings = figures_of(run.path, frames, combinations, first_crowd)
+    drawings = figures_of(run.path, frames, combinations, first_crowd, settings.reference)
     list(parallel_map(draw, drawings, jobs=settings.jobs, description="drawing"))
     return [drawing.name for drawing in drawings]

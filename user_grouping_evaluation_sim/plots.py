@@ -39,9 +39,13 @@ def draw(drawing: Drawing) -> None:
 
 
 def figures_of(
-    folder: Path, frames: dict[str, pd.DataFrame], combinations: Sequence[Combination], crowd: Crowd
+    folder: Path,
+    frames: dict[str, pd.DataFrame],
+    combinations: Sequence[Combination],
+    crowd: Crowd,
+    game: str = "static",
 ) -> list[Drawing]:
-    """What the tables of a run allow to draw. crowd: of the first run."""
+    """What the tables of a run allow to draw. crowd: of the first run. game: whose Shapley values the tables hold."""
     drawings: list[Drawing] = []
 
     def add(name: str, function: Callable[..., Figure], *arguments: object) -> None:
@@ -56,9 +60,9 @@ def figures_of(
         add("subset_influence", subset_influence, list(combinations), crowd)
     if validated:
         for scoring, points in frames["points"].groupby("scoring", sort=False):
-            add(f"points_against_shapley_{scoring}", points_against_shapley, points, runs)
-        add("correlation_against_distance", correlation_against_distance, runs)
-        add("agreement_against_regret", agreement_against_regret, runs)
+            add(f"points_against_shapley_{scoring}", points_against_shapley, points, runs, game)
+        add("correlation_against_distance", correlation_against_distance, runs, game)
+        add("agreement_against_regret", agreement_against_regret, runs, game)
     if "audit" in frames:
         add("audit", audit_figure, frames["audit"])
     if "estimators" in frames and validated:
@@ -127,7 +131,7 @@ def distance_over_rounds(rounds: pd.DataFrame, runs: pd.DataFrame, line: str, pa
     return figure
 
 
-def points_against_shapley(points: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+def points_against_shapley(points: pd.DataFrame, runs: pd.DataFrame, game: str = "static") -> Figure:
     """Every user of every run, both quantities standardised within the run; the mean r with its 95 % interval."""
     groupings, metrics = list(points["grouping"].unique()), list(points["metric"].unique())
     scoring = points["scoring"].iloc[0]
@@ -169,20 +173,21 @@ def points_against_shapley(points: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     norm = LogNorm(1, max(2, largest))  # one scale for all panels
     for cell in cells:
         cell.set_norm(norm)
-    figure.supxlabel(f"Shapley value, standard deviations of its run (beyond ±{EDGE}: on the edge)", fontsize=9)
+    shapley = f"Shapley value ({game} game)"
+    figure.supxlabel(f"{shapley}, standard deviations of its run (beyond ±{EDGE}: on the edge)", fontsize=9)
     figure.supylabel(f"{scoring} points, standard deviations of their run", fontsize=9)
     figure.colorbar(cells[0], ax=axes, label="users in a cell (log scale)", shrink=0.6)
     return figure
 
 
-def correlation_against_distance(runs: pd.DataFrame) -> Figure:
+def correlation_against_distance(runs: pd.DataFrame, game: str = "static") -> Figure:
     """The study's main figure: a mark a combination at the medians over the runs, bars from quartile to quartile."""
 
     def quartiles(values: np.ndarray) -> tuple[float, float, float]:
         low, middle, high = np.nanquantile(values, [0.25, 0.5, 0.75])
         return middle, low, high
 
-    figure, axes = _agreement(runs, "final_distance", quartiles, same_range=True)
+    figure, axes = _agreement(runs, "final_distance", quartiles, game, same_range=True)
     for ax in axes:
         floor = runs["hull_distance"].median()
         ax.axvline(floor, color="black", linewidth=1, linestyle=(0, (1, 1)), label="nearest mixture of users (hull)")
@@ -192,9 +197,10 @@ def correlation_against_distance(runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def agreement_against_regret(runs: pd.DataFrame) -> Figure:
+def agreement_against_regret(runs: pd.DataFrame, game: str = "static") -> Figure:
     """Mean agreement against mean normalised regret, with 95 % intervals."""
-    figure, axes = _agreement(runs.assign(regret=regret(runs)), "regret", mean_interval, same_range=False)
+    runs = runs.assign(regret=regret(runs))
+    figure, axes = _agreement(runs, "regret", mean_interval, game, same_range=False)
     for ax in axes:
         ax.set_xlim(left=0)
         ax.set_xlabel("normalised regret\n(final - hull) / (start - hull)")
@@ -204,7 +210,12 @@ def agreement_against_regret(runs: pd.DataFrame) -> Figure:
 
 
 def _agreement(
-    runs: pd.DataFrame, measure: str, summarise: Callable[[np.ndarray], tuple[Any, Any, Any]], *, same_range: bool
+    runs: pd.DataFrame,
+    measure: str,
+    summarise: Callable[[np.ndarray], tuple[Any, Any, Any]],
+    game: str,
+    *,
+    same_range: bool,
 ) -> tuple[Figure, np.ndarray]:
     """r against a measure, a column a metric (in the same range or its own); a marker a grouping, a colour a scoring.
 
@@ -228,7 +239,7 @@ def _agreement(
         )
     for ax, metric in zip(axes[0], metrics, strict=True):
         ax.set_title(metric)
-    axes[0, 0].set_ylabel(CORRELATION)
+    axes[0, 0].set_ylabel(f"{CORRELATION}\n({game} game)")
     return figure, axes[0]
 
 

@@ -1,6 +1,7 @@
 """What report.html says of a run: the question, the answer, the captions and the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,11 @@ WHOSE = {
     "marginal": "differences of value, of the study's earlier code",
     "attributed": "ours, by regression; they also steer",
 }
+GAMES = {
+    "static": "Shapley values are those of the static game, v(S) = metric(mean of S, expert).",
+    "protocol": "Shapley values are those of the protocol game of each combination: v(S) is what a competition among "
+    "the users in S alone reaches, by the same rules and from the same start.",
+}
 PUBLISHED = (
     "The study validated by shap.KernelExplainer at 10,000 samples, a noisy estimate, and ran on MovieLens "
     "ml-latest-small of 2018."
@@ -28,7 +34,7 @@ FIGURES = {
         "Agreement against distance",
         "Every mark is a combination: the median over the runs, with bars from quartile to quartile; a column a metric,"
         " each with its own range of distances. Top left is best: close to the expert, and points that follow the "
-        "Shapley values. The dotted line is the nearest that any mixture of users comes.",
+        "Shapley values of the {game} game. The dotted line is the nearest that any mixture of users comes.",
         "Scatter plots of the correlation between points and Shapley values against the final distance to the expert, "
         "one mark a combination, a panel a metric.",
     ),
@@ -56,7 +62,7 @@ FIGURES = {
         "Points against Shapley values, {} points",
         "All users of all runs, both quantities in standard deviations within the run; darker cells hold more users, "
         "on one scale for all panels. Users beyond 4 standard deviations lie on the edge. On the dotted diagonal points"
-        " and Shapley values agree. Mean r with its 95 % interval above each panel.",
+        " and Shapley values of the {game} game agree. Mean r with its 95 % interval above each panel.",
         "Density plots of users' points against their Shapley values, a panel for each grouping and metric, with the "
         "mean correlation.",
     ),
@@ -107,7 +113,7 @@ FIGURES = {
     ),
     "sweep_pearson": (
         "Sweep: agreement by crowd size, {} points",
-        "The same for the mean correlation of points and Shapley values: above 0 agrees better.",
+        "The same for the mean correlation of points and Shapley values of the {game} game: above 0 agrees better.",
         "Line plots of the mean correlation of the first grouping against the number of users, and of the other "
         "groupings' differences to it, a panel for each metric and grouping.",
     ),
@@ -133,9 +139,9 @@ def report_page(
     """frames: the run's tables by name. drawn: its figures' names. data_shape: (users, dimensions) of the data."""
     runs = frames["runs"].assign(regret=regret(frames["runs"]))
     combinations = runs.groupby(COMBINATION, sort=False).ngroups
-    makers = {
+    makers: dict[str, Callable[[pd.DataFrame], Table]] = {
         "replication": replication_table,
-        "summary": summary_table,
+        "summary": partial(summary_table, game=settings.reference),
         "paired": paired_table,
         "audit": audit_table,
         "best": best_table,
@@ -147,7 +153,7 @@ def report_page(
         title="Grouping users, judging candidates, paying points",
         question="Which way of grouping users and of judging variants converges best, and do the points agree with "
         "Shapley values?",
-        answer=answer(runs),
+        answer=answer(runs, settings.reference),
         setting=[
             f"A crowd of {settings.num_users} users in {settings.num_groups} groups pulls a model towards an expert, "
             f"one user drawn at random and left out of the crowd. Each of {settings.num_rounds} rounds moves it a "
@@ -157,8 +163,9 @@ def report_page(
             f"{settings.num_runs} runs for each of {combinations} combinations of grouping, metric and scoring; all "
             "combinations of a run share expert, crowd and starting model, so they are compared in pairs.",
             *whose(settings.scoring),
+            *([] if settings.shapley == "none" else [GAMES[settings.reference]]),
         ],
-        figures=[_figure(name) for name in sorted(drawn, key=_place)],
+        figures=[_figure(name, settings.reference) for name in sorted(drawn, key=_place)],
         tables=tables,
         files=[(file_name(frames[name], name), what) for name, what in FILES.items() if name in frames],
         compared=Compared("runs", COMBINATION, ["run"], {"final_distance": -1, "pearson": 1, "spearman": 1}),
@@ -171,7 +178,7 @@ def whose(scorings: Sequence[str]) -> list[str]:
     return [f"Points: {'; '.join(known)}."] if known else []
 
 
-def answer(runs: pd.DataFrame) -> list[str]:
+def answer(runs: pd.DataFrame, game: str = "static") -> list[str]:
     """The closest combination and its lead, the best agreement, and what another scoring changes."""
     distances = _by_run(runs, "final_distance")
     ranked = distances.mean().sort_values(kind="stable").index
@@ -191,7 +198,10 @@ def answer(runs: pd.DataFrame) -> list[str]:
         return [closest, *lead]
     agreement = _by_run(runs, "pearson")
     top = agreement.mean().idxmax()
-    agrees = f"Points agree best with Shapley values under {_name(top)}: r = {words(_mean(agreement[top]))}."
+    agrees = (
+        f"Points agree best with Shapley values of the {game} game under {_name(top)}: "
+        f"r = {words(_mean(agreement[top]))}."
+    )
     changes = []
     reference, *others = runs["scoring"].unique()
     for other in others:
@@ -208,7 +218,7 @@ def answer(runs: pd.DataFrame) -> list[str]:
     return [closest, agrees, *changes, *lead]
 
 
-def summary_table(summary: pd.DataFrame) -> Table:
+def summary_table(summary: pd.DataFrame, game: str) -> Table:
     shown = {
         "final distance": "final_distance",
         "regret": "regret",
@@ -221,7 +231,7 @@ def summary_table(summary: pd.DataFrame) -> Table:
         for row in summary.to_dict("records")
     ]
     points = " ".join(whose(summary["scoring"].unique()))
-    caption = f"Means over {summary['runs'].iloc[0]} runs with 95 % intervals. {REGRET} {points}"
+    caption = f"Means over {summary['runs'].iloc[0]} runs with 95 % intervals. {REGRET} r: {game} game. {points}"
     return Table("Combinations", caption, [*COMBINATION, *shown], rows, "summary.csv")
 
 
@@ -344,10 +354,12 @@ def _place(name: str) -> int:
     return next((i for i, start in enumerate(FIGURES) if name.startswith(start)), len(FIGURES))
 
 
-def _figure(name: str) -> Illustration:
+def _figure(name: str, game: str) -> Illustration:
     start = next((start for start in FIGURES if name.startswith(start)), None)
     if start is None:
         return Illustration(name, name, "", f"Figure {name}")
     title, caption, alt = FIGURES[start]
     variant = name.removeprefix(start).strip("_")
-    return Illustration(name, title.format(variant), caption, f"{alt} ({variant} points)" if variant else alt)
+    return Illustration(
+        name, title.format(variant), caption.format(game=game), f"{alt} ({variant} points)" if variant else alt
+    )

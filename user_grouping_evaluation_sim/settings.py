@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,6 +50,9 @@ class Settings(CommonSettings):
     """Draw the crowd from the first users by id, as the study did, and not from all."""
     keep_no_genres: bool = False
     """Count "(no genres listed)" as a genre, as the study did."""
+    reference: Literal["static", "protocol"] = "static"
+    """The game whose Shapley values points are compared with: v(S) = metric(mean of S, expert), or what a competition
+    of S alone reaches (protocol_game.py), which takes some thousand competitions a run and combination."""
     shapley: str = "auto"
     """How Shapley values are computed (see shapley.py), or none."""
     shapley_precision: float = 0.01
@@ -98,6 +101,8 @@ def check_settings(settings: Settings) -> None:
     check_name("--shapley", settings.shapley, [*METHODS, "none"])
     if settings.shapley == "closed_form" and settings.metric != ("dot",):
         raise InputError("--shapley closed_form: fits --metric dot alone; choose auto")
+    if settings.reference == "protocol" and settings.shapley in ("closed_form", "kernel"):
+        raise InputError(f"--shapley {settings.shapley}: fits --reference static alone; choose auto")
     check_common(settings)
     for option in ("num_users", "num_groups", "num_rounds", "num_runs"):
         check_range(f"--{option.replace('_', '-')}", getattr(settings, option), 1, 10**9)

@@ -15,6 +15,7 @@ from experiment.run_folder import Arrays, RunFolder, load_arrays, save_arrays
 from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.hull import hull_distance
 from user_grouping_evaluation_sim.preferences import Crowd, Preferences, draw_crowds
+from user_grouping_evaluation_sim.protocol_game import ProtocolGame, protocol_shapley_values
 from user_grouping_evaluation_sim.settings import Settings, Size, functions_of, metric_of, stream
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.tables import Combination
@@ -58,7 +59,28 @@ class Competition:
         return "-".join(["run", str(self.num_users), str(self.num_groups), *map(_safe, parts), str(self.first_run)])
 
 
-Task = Validation | Competition
+@dataclass(frozen=True)
+class ProtocolValidation:
+    """Task: Shapley values of one run in the protocol game of one combination."""
+
+    num_users: int
+    num_groups: int
+    grouping: str
+    metric: str
+    scoring: str
+    first_run: int
+
+    num_runs = 1
+
+    @property
+    def name(self) -> str:
+        parts = (self.grouping, self.metric, self.scoring)
+        return "-".join(
+            ["protocol", str(self.num_users), str(self.num_groups), *map(_safe, parts), str(self.first_run)]
+        )
+
+
+Task = Validation | ProtocolValidation | Competition
 
 
 class Named(Protocol):
@@ -81,7 +103,7 @@ def tasks_of(settings: Settings, sizes: Sequence[Size], dimensions: int) -> list
     for users in dict.fromkeys(users for users, _ in sizes):
         tasks += [Validation(users, "", "hull", *block) for block in blocks(settings.num_runs, 1000)]
         for metric in settings.metric:
-            if settings.shapley == "none":
+            if settings.shapley == "none" or settings.reference == "protocol":
                 continue
             if users == settings.num_users and settings.shapley != "kernel":
                 tasks += [
@@ -100,6 +122,11 @@ def tasks_of(settings: Settings, sizes: Sequence[Size], dimensions: int) -> list
                         Competition(users, groups, grouping, metric, scoring, *block)
                         for block in blocks(settings.num_runs, length)
                     ]
+                    if settings.shapley != "none" and settings.reference == "protocol":
+                        tasks += [
+                            ProtocolValidation(users, groups, grouping, metric, scoring, run)
+                            for run in range(settings.num_runs)
+                        ]
     return tasks
 
 
@@ -147,6 +174,14 @@ def perform(settings: Settings, preferences: Preferences, task: Task) -> Arrays:
             "values": np.array([estimate.values for estimate in estimates]),
             "standard_errors": np.array([estimate.standard_errors for estimate in estimates]),
         }
+    if isinstance(task, ProtocolValidation):
+        estimate = protocol_shapley_values(
+            protocol_game(settings, crowd, task),
+            method=settings.shapley,
+            precision=settings.shapley_precision,
+            seed=stream(settings, f"shapley of {task.name}", task.first_run),
+        )
+        return {"values": estimate.values[None], "standard_errors": estimate.standard_errors[None]}
     simulated = simulate(
         crowd,
         *functions_of(task.grouping, task.metric, task.scoring),
@@ -173,6 +208,20 @@ def conduct_of(settings: Settings, crowd: Crowd, first_run: int) -> Conduct | No
     return Conduct(lambda _: crowd.users, lambda t: here[t])
 
 
+def protocol_game(settings: Settings, crowd: Crowd, task: ProtocolValidation) -> ProtocolGame:
+    """Of the crowd's first run."""
+    return ProtocolGame(
+        crowd.users[0],
+        crowd.experts[0],
+        crowd.models[0],
+        *functions_of(task.grouping, task.metric, task.scoring),
+        _rules(settings, task.num_groups),
+        stream(settings, f"plays of {task.name}", task.first_run),
+        settings.delta,
+        settings.evaluation_noise,
+    )
+
+
 def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> None:
     """A few rounds of what the user's own functions take part in: a mistake in them shows before a file is written."""
     crowd = crowd_of(settings, preferences, settings.num_users, 0, min(2, settings.num_runs))
@@ -181,8 +230,12 @@ def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> N
         if own := [name for name in names if ":" in name]:
             with _blaming(own):
                 simulate(crowd, *functions_of(*names), rules, np.random.default_rng(settings.seed))
+                if settings.shapley != "none" and settings.reference == "protocol":
+                    task = ProtocolValidation(settings.num_users, settings.num_groups, *names, 0)
+                    game = replace(protocol_game(settings, crowd, task), rules=rules)
+                    game(np.tri(min(3, settings.num_users), settings.num_users) > 0)
     for name in settings.metric:
-        if ":" in name and settings.shapley != "none":
+        if ":" in name and settings.shapley != "none" and settings.reference == "static":
             metric = metric_of(name)
             with _blaming([name]):
                 shapley_values(crowd.users[0][:2], crowd.experts[0], metric, method="exact")
@@ -233,6 +286,8 @@ def combinations_of(
     for grouping, metric, scoring in product(settings.grouping, settings.metric, settings.scoring):
         names = {"grouping": grouping, "metric": metric, "scoring": scoring}
         validation, by_kernel = ({"metric": metric, "method": method} for method in (settings.shapley, "kernel"))
+        if settings.reference == "protocol":
+            validation = names
         combinations.append(
             Combination(
                 (grouping, metric, scoring),
