@@ -32,7 +32,17 @@ EVERYBODY = "*"
 END = ",".join(["", "", "", "", "end", *[""] * (len(COLUMNS) - 6)])
 """The last row, but for its SHA-256."""
 BEGINNING = (
-    *("seed", "num_users", "num_groups", "num_rounds", "num_runs", "delta", "error_probability", "evaluation_noise"),
+    *(
+        "seed",
+        "num_users",
+        "num_groups",
+        "num_rounds",
+        "num_runs",
+        "delta",
+        "error_probability",
+        "evaluation_noise",
+        "absent",
+    ),
     *("grouping", "metric", "scoring", "data_sha256", "code_sha256"),
 )
 """What of run.json the first row follows from."""

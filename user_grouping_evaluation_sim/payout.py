@@ -93,9 +93,10 @@ def pay(
 
 
 def fair_shares(shapley: np.ndarray) -> np.ndarray:
-    """Shapley values' shares (R, n) of a budget, nobody below nothing."""
+    """Shapley values' shares (R, n) of a budget, nobody below nothing; NaN where none is above it."""
     positive = np.maximum(shapley, 0)
-    return positive / positive.sum(axis=-1, keepdims=True)
+    total = positive.sum(axis=-1, keepdims=True)
+    return positive / np.where(total > 0, total, np.nan)
 
 
 def misallocation(pay: np.ndarray, shapley: np.ndarray) -> np.ndarray:
