@@ -47,8 +47,9 @@ class Settings(CommonSettings):
     runs_of_75: int = 4
     scorings_of_75: tuple[str, ...] = tuple(name for name in SCORINGS if name != "attributed_squared")
     """Of the others no game of 75 is played; one that fits takes minutes."""
-    evaluations: int = 1500
-    """Coalitions that are played for one crowd of 75."""
+    evaluations: int = 3000
+    """Coalitions that are played for one crowd of 75. Most users' values lie close together: what an estimate's errors
+    take from a correlation (see `reliability` in the table), they take several times from one of ranks."""
 
 
 @dataclass(frozen=True)
