@@ -112,7 +112,8 @@ def merged_steering(
 
     The shares are those of the rounds since measuring, see attribution.py. While measuring the model comes to rest near
     the crowd's mean, where the marginal of a large coalition is taken. The spread is the median absolute deviation: one
-    user's size does not decide how sharply all others are told apart.
+    user's size does not decide how sharply all others are told apart. Who lies HARMFUL spreads below the median weighs
+    LEAST_WEIGHT: one who is a hundred times as large does not drown their group.
     """
     found = _attribution(standing, history, num_rounds, measured_share)
     measured = _measured(history[-1], num_rounds, measured_share)
