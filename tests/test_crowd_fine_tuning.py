@@ -2,12 +2,8 @@
 plays side by side, and the command line end to end on tiny models."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from itertools import combinations, permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -377,22 +373,16 @@ def test_a_changed_reliability_is_found(run, tmp_path, column):
     assert any(f"seeds: {column} is not what other tables give" in line for line in differences)
 
 
-def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, call, run, tmp_path):
-    command = [sys.executable, str(ROOT / "crowd_fine_tuning_sim" / "run.py")]
-    command += arguments(world, tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
-    environment = {**os.environ, "XDG_CACHE_HOME": str(world / "cache")}
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=world
-    )
-    deadline = time.monotonic() + 120
-    models = tmp_path / "killed" / ".parts" / "models"
-    while time.monotonic() < deadline and len(list(models.glob("*/samples/*.npz"))) < 5 and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "run.json").exists()
-    call(tmp_path / "killed", "--num-seeds", 2, "--jobs", 2)
-    assert tables(tmp_path / "killed") == tables(run)
+def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, warm, call, run, tmp_path):
+    folder, environment = tmp_path / "killed", {"XDG_CACHE_HOME": world / "cache"}
+    command = arguments(world, folder, "--num-seeds", 2, "--jobs", 1)
+    code, *_ = warm.call(
+        "crowd_fine_tuning_sim", command, world, environment, send=signal.SIGKILL, parts=(8, folder)
+    )  # two parts of in-run values, and samples
+    assert code == -signal.SIGKILL and len(list(folder.glob(".parts/models/*/samples/*.npz"))) >= 5
+    assert not (folder / "run.json").exists()
+    call(folder, "--num-seeds", 2, "--jobs", 2)
+    assert tables(folder) == tables(run)
 
 
 def test_a_cluster_gives_the_same_bytes(call, cluster, tmp_path):
