@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -128,7 +129,8 @@ def agreement_and_regret(tried: pd.DataFrame) -> Figure:
                     label=f"{grouping} (line: the default)",
                 )
             ax.set_xlim(-0.6, len(settings) - 0.4)
-            ax.set_xticks(range(len(settings)), settings if row else [], rotation=0 if family != ALONE else 30)
+            slanted: dict[str, Any] = {"rotation": 35, "ha": "right"} if max(map(len, settings)) > 4 else {}
+            ax.set_xticks(range(len(settings)), settings if row else [], **slanted)
             if row:
                 ax.set_xlabel(textwrap.fill(family, 7 + 3 * len(settings)))
     axes[1, 0].set_yscale("log")
