@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from experiment.errors import InputError
 from user_grouping_evaluation_sim import payout
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.scoring import Standing
@@ -84,6 +85,14 @@ def test_pay_sums_to_the_budget_and_says_how_sure_it_is():
     )
     np.testing.assert_array_equal(by_points, [[250_000, 750_000]])
     assert np.isnan(unknown).all()
+
+
+def test_a_metric_without_a_value_of_nobody_is_no_even_pay():
+    ones, nothing = np.ones((1, 3)), np.full((1, 3), np.nan)
+    with pytest.raises(InputError, match="zero vector"):
+        payout.pay(Standing(ones, brings=ones), nothing, np.ones(1), np.ones(1), ones, 0.1)
+    by_points, _ = payout.pay(Standing(ones), nothing, np.ones(1), np.ones(1), ones, 0.1)
+    assert by_points.sum() == 10**6  # points need no audit
 
 
 def test_measures_by_hand():

@@ -64,8 +64,9 @@ def played(settings: Settings, strategy: str, crowd: Crowd, shapley: np.ndarray)
 
 
 def perform_audit(settings: Settings, crowd: Crowd, shapley: Mapping[str, np.ndarray], task: Audit) -> Arrays:
-    """pay: (R,), of the strategists, twin: the accounts that were theirs, (R, j), distance: (R,), of the last model
-    from the expert, points: (R, n), of the users before any new accounts; or shapley: (R,), of the strategists."""
+    """pay: (R,), of the strategists, or of honest users (R, n). accounts: (R, j), the strategists'. distance: (R, 2),
+    of the first and the last model from the expert. points: (R, n), of the users before any new accounts. Or shapley:
+    (R,), of the strategists. Who is no strategist is always there, whatever --absent says."""
     honest = shapley[task.metric]
     play = played(settings, task.strategy, crowd, honest)
     rows = np.arange(len(honest))[:, None]

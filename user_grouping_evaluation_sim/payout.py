@@ -6,6 +6,7 @@ any other the points are taken as they are. Nobody is paid less than nothing, or
 
 import numpy as np
 
+from experiment.errors import InputError
 from user_grouping_evaluation_sim.scoring import Standing
 
 VESTED = 0.8  # of what a user has earned, paid to the extent that they are still there at the end
@@ -77,10 +78,15 @@ def pay(
     step: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whole units (R, n) that sum to the budget, what the model has gained (R,), and their standard errors, NaN where
-    the scoring knows none. alone, everybody, step: see levelled. credit: see credits."""
+    the scoring knows none. alone, everybody, step: see levelled. credit: see credits.
+
+    Raises InputError where the scoring knows what users bring and an audit has no value.
+    """
     budget, unknown = budget_units(gained), np.full(credit.shape, np.nan)
     if standing.brings is None:
         return allotted(budget, shares(standing.points, credit)), unknown
+    if not (np.isfinite(alone).all() and np.isfinite(everybody).all()):
+        raise InputError("pay: the metric must give one finite number a vector, also for the zero vector (nobody's)")
     estimates = levelled(standing.brings, alone, everybody, step)
     total = (np.maximum(estimates, 0) * credit).sum(axis=-1, keepdims=True)
     a_unit = slope_of(credit.shape[-1], step) * credit * budget[:, None] / np.where(total > 0, total, np.nan)

@@ -55,8 +55,7 @@ class Competition:
 
     @property
     def name(self) -> str:
-        parts = (self.grouping, self.metric, self.scoring)
-        return "-".join(["run", str(self.num_users), str(self.num_groups), *map(_safe, parts), str(self.first_run)])
+        return _name_of("run", self)
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,7 @@ class ProtocolValidation:
 
     @property
     def name(self) -> str:
-        parts = (self.grouping, self.metric, self.scoring)
-        return "-".join(
-            ["protocol", str(self.num_users), str(self.num_groups), *map(_safe, parts), str(self.first_run)]
-        )
+        return _name_of("protocol", self)
 
 
 Task = Validation | ProtocolValidation | Competition
@@ -92,6 +88,11 @@ class Named(Protocol):
 
 def _safe(name: str) -> str:
     return name.replace(":", ".").replace("/", ".")
+
+
+def _name_of(what: str, task: "Competition | ProtocolValidation") -> str:
+    parts = (task.grouping, task.metric, task.scoring)
+    return "-".join([what, str(task.num_users), str(task.num_groups), *map(_safe, parts), str(task.first_run)])
 
 
 def tasks_of(settings: Settings, sizes: Sequence[Size], dimensions: int) -> list[Task]:
