@@ -89,13 +89,14 @@ def step(state, rows, n, num_groups):
     u = solved[:, 0]
     traces = [max((signs * solved[:, 1:])[b * n : (b + 1) * n].sum() / probes, 0) for b in range(3)]
     mean_squares = [(u[b * n : (b + 1) * n] @ u[b * n : (b + 1) * n] + traces[b]) / n for b in range(3)]
-    tiny = np.finfo(float).tiny
-    spread = max(mean_squares[0], tiny)
+    first = [row for row in rows if row[:2] == (0, 0)]
+    shown = first if any(y for *_, y in first) else rows
+    number = sum(count(shown, kind, block, num_groups) for kind in (0, 1) for block in (0, 1))
+    scale = sum(y * y for *_, y in shown) / max(number, 1)
+    spread = max(mean_squares[0], attribution.LEAST_SPREAD * scale) if scale else state["spread"]
     both = {block for _, block, _, _ in rows} == {0, 1}
     drift = (mean_squares[1] + mean_squares[2]) / 2 if both else attribution.FIRST_DRIFT * spread
     errors = list(state["errors"])
-    first = [row for row in rows if row[:2] == (0, 0)]
-    floor = attribution.LEAST_ERROR * sum(y * y for *_, y in first) / max(count(rows, 0, 0, num_groups), 1) + tiny
     for kind in (0, 1):
         total, number = 0.0, 0
         for block in (0, 1):
@@ -112,7 +113,7 @@ def step(state, rows, n, num_groups):
         if any(row[0] == kind for row in rows):
             errors[kind] = total / max(number, 1)
     return {
-        "errors": [max(error, floor) for error in errors],
+        "errors": [max(error, attribution.LEAST_ERROR * scale) for error in errors] if scale else state["errors"],
         "spread": spread,
         "drift": max(drift, attribution.LEAST_DRIFT * spread),
         "solved": solved,

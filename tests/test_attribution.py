@@ -131,6 +131,20 @@ def test_errors_shrink_and_silence_is_known():
     assert attributed_history(silent, 30).shares[0, 5] == 0
 
 
+def test_users_who_are_all_alike_bring_the_same():
+    """No reward differs from another: there is nothing to learn, and no number overflows."""
+    rng = np.random.default_rng(9)
+    history = [
+        Round(p.labels, p.weights, np.full_like(p.rewards, 0.3), p.improved, p.order)
+        for p in random_history(rng, 2, 6, 2, 400)
+    ]
+    standing = Standing(np.ones((2, 6)))
+    for t in range(400):
+        standing = attributed(standing, history[: t + 1], 400)
+    np.testing.assert_array_equal(standing.points, 1)
+    assert np.isfinite(standing.errors).all() and standing.merged_weights == pytest.approx(np.full((2, 6), 1 / 6))
+
+
 @pytest.mark.parametrize("error, rounds", [(0.2, 80), (1.0, 80)])
 def test_standard_errors_cover_repeats(error, rounds):
     """95 % intervals round a run's shares hold the mean of other runs with the same users in 90 to 98 %."""

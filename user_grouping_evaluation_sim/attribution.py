@@ -34,6 +34,7 @@ CONVERGED = 1e-10  # relative error at which they rest
 PROBES = 3  # columns of random signs; 1 where rounds are replayed: of many users one says as much
 MOST_NUMBERS = 20_000_000  # in the matrices; with more, rounds are replayed
 LEAST_ERROR = 1e-4  # variance, as a share of the rewards' mean square: a fit that is better is rounding
+LEAST_SPREAD = 1e-12  # variance, as a share of the same
 LEAST_DRIFT = 1e-3  # variance, as a share of the spread
 FIRST_DRIFT = 0.1  # the same, until both blocks have begun
 
@@ -259,11 +260,12 @@ def _with_variances(
 ) -> Attribution:
     """One step of expectation maximisation: a variance is its estimates' mean square plus their uncertainty."""
     _, runs, users, columns = found.solved.shape
-    signs, tiny = _signs(users, columns - 1), np.finfo(float).tiny
+    signs, scale = _signs(users, columns - 1), _mean_square(found.strata)
+    varied = scale > 0  # else nothing is learnt: all users are alike
     u, probes = found.solved[..., 0], found.solved[..., 1:]
     uncertain = np.maximum((signs * probes).mean(axis=3).sum(axis=2), 0)  # traces, (1 + BLOCKS, R)
     of_beta, *of_drifts = (u**2).sum(axis=2) + uncertain
-    spread = np.maximum(of_beta / users, tiny)
+    spread = np.where(varied, np.maximum(of_beta / users, LEAST_SPREAD * scale), found.spread)
     drift = np.mean(of_drifts, axis=0) / users if found.begun == BLOCKS else FIRST_DRIFT * spread
     squares, counts = np.zeros((KINDS, runs)), np.zeros(KINDS)
     for (kind, block), product in normal(found.solved).items():
@@ -274,13 +276,21 @@ def _with_variances(
         squares[kind] += np.maximum(unsure, 0)
         counts[kind] += equations.count
     errors = np.where(counts[:, None] > 0, squares / np.maximum(counts, 1)[:, None], found.errors)
-    first = found.strata[0, 0]
     return replace(
         found,
-        errors=np.maximum(errors, LEAST_ERROR * first.square / max(first.count, 1) + tiny),
+        errors=np.where(varied, np.maximum(errors, LEAST_ERROR * scale), found.errors),
         spread=spread,
         drift=np.maximum(drift, LEAST_DRIFT * spread),
     )
+
+
+def _mean_square(strata: Strata) -> np.ndarray:
+    """(R,), of the groups' rewards while measuring, or where these do not vary of all rewards."""
+    first = strata[0, 0]
+    everything = sum(equations.square for equations in strata.values())
+    count = sum(equations.count for equations in strata.values())
+    scale: np.ndarray = np.where(first.square > 0, first.square / max(first.count, 1), everything / max(count, 1))
+    return scale
 
 
 def standard_errors(found: Attribution) -> np.ndarray:
