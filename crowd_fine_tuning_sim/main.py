@@ -23,7 +23,9 @@ from crowd_fine_tuning_sim.report_page import report_page
 from crowd_fine_tuning_sim.retraining import (
     Retrained,
     all_coalitions,
+    audited_coalitions,
     retrain,
+    retrain_once,
     values_of,
 )
 from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of
@@ -33,7 +35,7 @@ from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, load_arrays, open_run, save_arrays
-from experiment.tables import write_table
+from experiment.tables import LARGE, write_lines, write_table
 from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
 from point_in_space_sim.engine.options import engine_settings
@@ -50,6 +52,7 @@ from point_in_space_sim.main import estimated_seconds, in_words, models_identity
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.protocols import Work, derived_seed
 from user_grouping_evaluation_sim.competition import Rules, compete
+from user_grouping_evaluation_sim.ledger import ledger_lines, numbers_in, recorded
 from user_grouping_evaluation_sim.settings import REGISTRIES
 
 RESULTS = ROOT / "results" / "crowd_fine_tuning_sim"
@@ -106,6 +109,10 @@ def main(settings: Settings) -> None:
             tables = results.run_tables(settings, played)
             for name, table in tables.items():
                 write_table(table, run.path, name)
+            if settings.reference != "none":
+                accounts = [account for each in played for account in results.accounts_of(settings, each).values()]
+                lines = ledger_lines(run.identity, accounts, results.LEDGER)
+                write_lines(lines, run.path, "ledger", large=numbers_in(accounts) > LARGE)
         with run.stage("figures"):
             drawn = write_figures(run.path, tables, played)
         page = report_page(settings, tables, drawn, played)
@@ -153,7 +160,8 @@ def work_of(settings: Settings) -> Work:
     tuned, sampled = variants * settings.budget, variants + combinations * (settings.num_rounds + 1)
     retrained = {"exact": 2**n, "sampled": settings.retrainings, "none": 0}[settings.reference]
     tuned += retrained * held * n / 2 + 4 * held * n
-    return Work(round(tuned), round((sampled + retrained + 4) * settings.samples), 2**n)
+    audited = n + 2 if retrained else 0
+    return Work(round(tuned), round((sampled + retrained + audited + 4) * settings.samples), 2**n)
 
 
 def describe(settings: Settings, device: str) -> str:
@@ -248,7 +256,7 @@ def plays_of(settings: Settings, case: results.Case) -> dict[str, Callable[[Ask]
 
 
 def play_competition(settings: Settings, case: results.Case, combination: results.Combination, ask: Ask) -> Arrays:
-    """One competition. points (n,); of the rounds: labels (T, n), rewards (T, C), taken (T,), improved (T,);
+    """One competition. points (n,); of the rounds what ledger.recorded gives, (T, ...);
     judged (T + 1, 28), the mean vector of a fresh sample of the model before each round and at the end; final
     (samples, 28), and its texts."""
     grouping, metric, scoring = (
@@ -265,17 +273,10 @@ def play_competition(settings: Settings, case: results.Case, combination: result
     report = streams("report")
     kept = () if final is None else (f"{case.name}-{'-'.join(combination)}".replace(":", "."),)
     drawn = ask([Request(final, (report,), kept)])[name_of(final), report]
-    rewards = np.full((len(steps), settings.num_groups + 1), np.nan)
-    for t, step in enumerate(steps):
-        rewards[t, : settings.num_groups] = step.round.rewards[0]
-        if step.round.merged_reward is not None:
-            rewards[t, -1] = step.round.merged_reward[0]
+    rows = [recorded(step) for step in steps]
     return {
+        **{name: np.array([row[name] for row in rows]) for name in rows[0]},
         "points": steps[-1].standing.points[0],
-        "labels": np.array([step.round.labels[0] for step in steps]),
-        "rewards": rewards,
-        "taken": np.array([step.taken[0] for step in steps]),
-        "improved": np.array([step.round.improved[0] for step in steps]),
         "judged": np.array([*world.judged, drawn.vectors.mean(axis=0)]),
         "final": drawn.vectors,
         "texts": np.array(drawn.texts, dtype=str),
@@ -285,12 +286,19 @@ def play_competition(settings: Settings, case: results.Case, combination: result
 def play_retraining(settings: Settings, case: results.Case, ask: Ask) -> Arrays:
     """The coalitions' samples, and fresh ones of the models that the competitions are compared with.
 
-    coalitions (m, n), vectors (m, samples, 28); compared (k, n), the coalitions of `fresh` (k, samples, 28): nobody,
-    everybody, and by each metric the best single person and the best coalition, by the samples that valued them.
+    coalitions (m, n), vectors (m, samples, 28); audited (n + 2, samples, 28), other samples of audited_coalitions, so
+    that pay is not checked by what it was made of, but with --reference none; compared (k, n), the coalitions of
+    `fresh` (k, samples, 28): nobody, everybody, and by each metric the best single person and the best coalition, by
+    the samples that valued them.
     """
     texts = [person.texts for person in case.crowd.people]
     n, tuning, sample = len(texts), case.streams("retraining"), case.streams("valuation")
     everyone = np.ones((1, n), dtype=bool)
+    audited = {}
+    if settings.reference != "none":
+        # First, and with both samples at once: their models are needed again, and are not stored.
+        samples = (case.streams("audit"), sample)
+        audited = {"audited": retrain_once(texts, audited_coalitions(n), tuning, samples, ask)[0].vectors}
     if settings.reference == "exact":
         found = retrain(texts, all_coalitions(n), tuning, sample, ask)
     else:
@@ -320,6 +328,7 @@ def play_retraining(settings: Settings, case: results.Case, ask: Ask) -> Arrays:
     return {
         "coalitions": found.coalitions,
         "vectors": found.vectors,
+        **audited,
         "compared": fresh.coalitions,
         "fresh": fresh.vectors,
     }

@@ -55,7 +55,7 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
     errors = points.drop_duplicates([*CASE, "user"]).set_index([*CASE, "user"])["error"]
     for name, (_, title, _) in ESTIMATES.items():
         own = estimates[(estimates["metric"] == metric) & (estimates["estimate"] == name)]
-        if own["value"].notna().any():
+        if own["value"].notna().any() and own["value"].nunique() > 1:
             shown.append((title, own.join(errors, on=[*CASE, "user"]), "value"))
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)

@@ -46,7 +46,8 @@ FIGURES = (
 )
 FILES = (
     ("summary.csv", "the answer, means over crowds with intervals"),
-    ("points.csv", "what each person earned, and their Shapley values"),
+    ("points.csv", "what each person earned and is paid, and their Shapley values"),
+    ("ledger.csv", "the coordinator's record, from which points and pay follow"),
     ("estimates.csv", "the cheap estimates of their shares"),
     ("agreement.csv", "correlations with the reference, and models tuned"),
     ("reliability.csv", "whether people can be told apart: by samples, texts and seeds"),
@@ -99,7 +100,7 @@ def report_page(settings: Settings, tables: Tables, drawn: Sequence[str], played
         samples=samples_of(settings, played),
         samples_note=f"The first {TEXTS_SHOWN} texts of each person of the first crowd, and what its last models "
         "wrote, with their distance to the centroid. They are what people and a language model wrote.",
-        files=FILES,
+        files=[entry for entry in FILES if entry[0] != "ledger.csv" or settings.reference != "none"],
     )
 
 
@@ -122,16 +123,29 @@ def answer(summary: pd.DataFrame) -> list[str]:
     cheap = ", ".join(
         f"{title} {words(as_estimate(row))}"
         for name, (_, title, _) in ESTIMATES.items()
-        if (row := row_of(summary, name, "pearson")) is not None
+        if (row := row_of(summary, name, "pearson")) is not None and np.isfinite(row["value"])
     )
     lines = [f"Points agree with Shapley values by retraining ({metric}) at r = {agreed} ({over})."]
     lines.append(f"Estimates without all retrainings agree at r = {cheap}.")
+    lines += misallocations(summary, scorings)
     first = scorings[-1]
     for other, title in OTHERS.items():
         row = row_of(summary, "points", f"value - {other}", first)
         if row is not None:
             lines.append(f"The competition's last model ({first}) less {title}: {words(as_estimate(row), 3)}.")
     return lines
+
+
+def misallocations(summary: pd.DataFrame, scorings: Sequence[str]) -> list[str]:
+    """Of the first metric, where pay and reference are known."""
+    titles = {("points", name): f"{name} {{}}" for name in scorings} | {("equal", ""): "against {} when all get alike"}
+    shares = []
+    for (what, scoring), title in titles.items():
+        row = row_of(summary, what, "misallocation", scoring)
+        if row is None or not np.isfinite(row["value"]):
+            return []
+        shares.append(title.format(words(as_estimate(row))))
+    return [f"Of the budget the wrong people are paid, by Shapley values: {', '.join(shares)}."]
 
 
 def told_apart(table: pd.DataFrame) -> list[tuple[str, str, int, float, float, float]]:
@@ -187,12 +201,16 @@ def agreement(summary: pd.DataFrame) -> Table:
         by = own.set_index("quantity")
         title = f"{scoring} points, {grouping}" if what == "points" else ESTIMATES[what][1]
         models = float(by.loc["models", "value"])
-        rows.append([title, metric, as_estimate(by.loc["pearson"]), as_estimate(by.loc["spearman"]), models])
+        measures = [as_estimate(by.loc[name]) for name in ("pearson", "spearman", "misallocation")]
+        rows.append([title, metric, *measures, models])
     caption = (
         "Correlation with the retraining game's Shapley values over the people of a crowd, means over crowds with 95 % "
-        "intervals; models: how many had to be tuned for it."
+        "intervals; misallocated: the share of the budget that goes to others than these values say, of pay or of the "
+        "positive part of an estimate; models: how many had to be tuned for points or estimate. Pay takes one more "
+        "model a person, and everybody's."
     )
-    return Table("Agreement", caption, ["what", "metric", "Pearson", "Spearman", "models"], rows, "summary.csv")
+    columns = ["what", "metric", "Pearson", "Spearman", "misallocated", "models"]
+    return Table("Agreement", caption, columns, rows, "summary.csv")
 
 
 def ends(summary: pd.DataFrame) -> Table:

@@ -39,7 +39,9 @@ from experiment.run_folder import Arrays
 from experiment.statistics import mean_interval
 from point_in_space_sim.target import distances_to
 from user_grouping_evaluation_sim.competition import Rules
+from user_grouping_evaluation_sim.ledger import Account, Form, paid, replayed, rounds_of
 from user_grouping_evaluation_sim.metrics import Metric
+from user_grouping_evaluation_sim.payout import misallocation
 from user_grouping_evaluation_sim.preferences import Crowd as VectorCrowd
 from user_grouping_evaluation_sim.settings import REGISTRIES
 from user_grouping_evaluation_sim.shapley import ShapleyEstimate, game_shapley_values
@@ -95,6 +97,17 @@ class Played:
 
 def combinations_of(settings: Settings) -> list[Combination]:
     return list(product(settings.grouping, settings.metric, settings.scoring))
+
+
+LEDGER = Form(
+    (*CASE, *COMBINATION),
+    (
+        *("seed", "crowd", "target_emotion", "num_crowds", "num_seeds", "num_users", "texts_per_user", "kinds"),
+        *("num_groups", "num_rounds", "budget", "samples", "error_probability", *COMBINATION),
+        *("base_model", "mapper", "crowd_sha256", "code_sha256"),
+    ),
+)
+"""Of this experiment's ledgers."""
 
 
 def played_case(settings: Settings, case: Case, arrays: Arrays, in_run: np.ndarray) -> Played:
@@ -172,18 +185,65 @@ def in_run(settings: Settings, played: Played, metric: str) -> np.ndarray:
     return played.in_run
 
 
+def equal(settings: Settings, played: Played, metric: str) -> np.ndarray:
+    """The same for all."""
+    return np.ones(len(played.means))
+
+
 def vector_points(settings: Settings, played: Played, metric: str) -> np.ndarray:
     """What experiment 2's attributed points come to on the same people's mean vectors, without a model."""
     return simulated(settings, played, ("random", metric, "attributed")).points[0]
 
 
 ESTIMATES: dict[str, tuple[Estimate, str, Callable[[int], int]]] = {
+    "equal": (equal, "equal", lambda n: 0),
     "static": (static, "static game", lambda n: 0),
     "vector": (vector_points, "attributed on vectors", lambda n: 0),
     "in_run": (in_run, "in-run", lambda n: 3),  # one, each of whose steps also goes through twice as many other texts
     "leave_one_out": (leaving_one_out, "leave one out", lambda n: n + 1),
 }
 """Estimate, its name in figures, and what it costs for n people, in models tuned."""
+
+
+def accounts_of(settings: Settings, played: Played) -> dict[Combination, Account]:
+    """What the ledger holds of each competition, but with --reference none, which has no audits."""
+    if "audited" not in played.retraining:
+        return {}
+    key, centroid = tuple(map(str, played.key.values())), played.case.crowd.centroid
+    names = tuple(map(str, user_names(settings, played.case.crowd)))
+    accounts = {}
+    for combination, own in played.competitions.items():
+        metric = metric_of(combination[1])
+        audits, _ = values_of(played.retraining["audited"], centroid, metric)
+        (final, base), _ = values_of(np.stack([own["final"], played.retraining["fresh"][0]]), centroid, metric)
+        columns = ("labels", "weights", "rewards", "improved", "order", "merged_weights")
+        accounts[combination] = Account(
+            (*key, *combination),
+            names,
+            rounds_of(*(own[name] for name in columns)),
+            (audits[1:-1] - audits[0])[None],
+            audits[-1:] - audits[0],
+            np.array([final - base]),
+        )
+    return accounts
+
+
+def pay_of(settings: Settings, played: Played) -> dict[Combination, tuple[np.ndarray, np.ndarray]]:
+    """Of each competition, in whole units (payout.UNIT), and its standard errors: (n,) each, NaN where unknown."""
+    unknown = np.full(len(played.means), np.nan)
+    found = dict.fromkeys(played.competitions, (unknown, unknown))
+    for combination, account in accounts_of(settings, played).items():
+        scoring = named_function("--scoring", combination[2], REGISTRIES["scoring"])
+        *_, final = replayed(account, scoring, settings.num_rounds)
+        found[combination] = paid(account, final, settings.num_rounds, None)
+    return found
+
+
+def misallocated(shares: np.ndarray, shapley: np.ndarray) -> float:
+    """See payout.misallocation; NaN where shares or Shapley values are unknown, or nothing is paid. (n,) each."""
+    if not (np.isfinite(shares).all() and np.isfinite(shapley).all() and shares.sum() > 0):
+        return np.nan
+    return float(misallocation(shares[None], shapley[None])[0])
 
 
 def simulated(settings: Settings, played: Played, combination: Combination) -> Simulated:
@@ -217,6 +277,7 @@ def case_tables(settings: Settings, played: Played) -> Tables:
     crowd = played.case.crowd
     names = user_names(settings, crowd)
     references = {metric: reference_of(settings, played, metric) for metric in settings.metric}
+    pay = pay_of(settings, played)
     estimates = {
         metric: {name: np.asarray(entry[0](settings, played, metric)) for name, entry in ESTIMATES.items()}
         for metric in settings.metric
@@ -225,11 +286,11 @@ def case_tables(settings: Settings, played: Played) -> Tables:
         "users": users_table(played, names),
         "rounds": rounds_table(played),
         "coalitions": coalitions_table(settings, played),
-        "points": points_table(played, names, references, estimates),
+        "points": points_table(played, names, references, estimates, pay),
         "estimates": estimates_table(played, names, references, estimates),
         "progress": progress_table(settings, played),
         "finals": finals_table(settings, played),
-        "agreement": agreement_table(settings, played, references, estimates),
+        "agreement": agreement_table(settings, played, references, estimates, pay),
     }
 
 
@@ -304,12 +365,17 @@ def coalitions_table(settings: Settings, played: Played) -> pd.DataFrame:
 
 References = dict[str, tuple[np.ndarray, np.ndarray]]
 Estimates = dict[str, dict[str, np.ndarray]]
+Pay = dict[Combination, tuple[np.ndarray, np.ndarray]]
 
 
-def points_table(played: Played, names: Sequence[str], references: References, estimates: Estimates) -> pd.DataFrame:
+def points_table(
+    played: Played, names: Sequence[str], references: References, estimates: Estimates, pay: Pay
+) -> pd.DataFrame:
+    """points.csv: pay in whole units, see payout.py; empty with --reference none."""
     frames = []
     for (grouping, metric, scoring), own in played.competitions.items():
         values, errors = references[metric]
+        units, pay_errors = pay[grouping, metric, scoring]
         frames.append(
             _rows(
                 played,
@@ -321,6 +387,8 @@ def points_table(played: Played, names: Sequence[str], references: References, e
                 shapley=values,
                 standard_error=errors,
                 static_shapley=estimates[metric]["static"],
+                pay=pd.Series(units).astype("Int64"),
+                pay_standard_error=pay_errors,
             )
         )
     return pd.concat(frames, ignore_index=True)
@@ -376,18 +444,25 @@ def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
     return _rows(played, **{name: table[name] for name in columns})
 
 
-def agreement_table(settings: Settings, played: Played, references: References, estimates: Estimates) -> pd.DataFrame:
-    """agreement.csv: correlations with the retraining game's Shapley values, and models tuned for it. what: "points"
+def agreement_table(
+    settings: Settings, played: Played, references: References, estimates: Estimates, pay: Pay
+) -> pd.DataFrame:
+    """agreement.csv: correlations with the retraining game's Shapley values, the share of a budget that goes to the
+    wrong people by pay, or by an estimate where it is above 0, and models tuned for points or estimate. what: "points"
     of a scoring, or an estimate."""
-    rows = []
+    rows: list[list[Any]] = []
     for (grouping, metric, scoring), own in played.competitions.items():
         models = int(np.isfinite(own["rewards"]).sum())
-        rows.append([metric, "points", grouping, scoring, *correlations(own["points"], references[metric][0]), models])
+        shapley, units = references[metric][0], pay[grouping, metric, scoring][0]
+        measures = [*correlations(own["points"], shapley), misallocated(units, shapley), models]
+        rows.append([metric, "points", grouping, scoring, *measures])
     n = len(played.means)
     for metric, by_name in estimates.items():
+        shapley = references[metric][0]
         for name, values in by_name.items():
-            rows.append([metric, name, "", "", *correlations(values, references[metric][0]), ESTIMATES[name][2](n)])
-    columns = ["metric", "what", "grouping", "scoring", "pearson", "spearman", "models"]
+            measures = [*correlations(values, shapley), misallocated(np.maximum(values, 0), shapley)]
+            rows.append([metric, name, "", "", *measures, ESTIMATES[name][2](n)])
+    columns = ["metric", "what", "grouping", "scoring", "pearson", "spearman", "misallocation", "models"]
     table = pd.DataFrame(rows, columns=columns)
     return _rows(played, **{name: table[name] for name in columns})
 
@@ -407,7 +482,7 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
     rows: list[list[Any]] = []
     names = ["metric", "what", "grouping", "scoring"]
     for key, own in agreement.groupby(names, sort=False):
-        for quantity in ("pearson", "spearman", "models"):
+        for quantity in ("pearson", "spearman", "misallocation", "models"):
             means = own.groupby(["target", "crowd"])[quantity].mean().to_numpy()
             rows.append([*key, quantity, len(means), *map(float, mean_interval(means))])
     index = ["target", "crowd", "seed", "metric"]

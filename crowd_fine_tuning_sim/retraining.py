@@ -37,10 +37,25 @@ def coalition_model(texts: Sequence[Texts], coalition: np.ndarray, seed: int) ->
 
 
 def retrain(texts: Sequence[Texts], coalitions: np.ndarray, tuning_seed: int, sample: int, ask: Ask) -> Retrained:
-    """Samples of the models of the coalitions (m, n). The models' weights are not stored."""
+    """A sample of each of the coalitions' (m, n) models. The models' weights are not stored."""
+    return retrain_once(texts, coalitions, tuning_seed, (sample,), ask)[0]
+
+
+def retrain_once(
+    texts: Sequence[Texts], coalitions: np.ndarray, tuning_seed: int, samples: tuple[int, ...], ask: Ask
+) -> list[Retrained]:
+    """The same for several samples of the same models."""
     models = [coalition_model(texts, coalition, tuning_seed) for coalition in coalitions]
-    drawn = ask([Request(model, (sample,), discard=True) for model in models])
-    return Retrained(coalitions, np.array([drawn[name_of(model), sample].vectors for model in models]))
+    drawn = ask([Request(model, samples, discard=True) for model in models])
+    return [
+        Retrained(coalitions, np.array([drawn[name_of(model), sample].vectors for model in models]))
+        for sample in samples
+    ]
+
+
+def audited_coalitions(n: int) -> np.ndarray:
+    """(n + 2, n) bool: those whose values pay is levelled by: nobody, each alone, everybody."""
+    return np.concatenate([np.zeros((1, n)), np.eye(n), np.ones((1, n))]).astype(bool)
 
 
 def values_of(vectors: np.ndarray, centroid: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:

@@ -7,20 +7,31 @@ import numpy as np
 import pandas as pd
 
 from crowd_fine_tuning_sim.reliability import exact_reliability, needed, spearman_brown
-from crowd_fine_tuning_sim.results import CASE, as_bits, correlations, seed_rows, summary_table
+from crowd_fine_tuning_sim.results import (
+    CASE,
+    LEDGER,
+    as_bits,
+    correlations,
+    misallocated,
+    seed_rows,
+    summary_table,
+)
 from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
 from experiment.tables import read_table
+from user_grouping_evaluation_sim.ledger_check import check_ledger
 
+PAID = ["pay", "pay_standard_error"]
 TABLES = "users rounds coalitions points estimates progress finals agreement reliability summary".split()
-MAY_BE_NAN = "shapley standard_error pearson spearman value low high predicted observed needed".split()
+MAY_BE_NAN = "shapley standard_error pearson spearman misallocation value low high predicted observed needed".split()
 EXACT = 1e-9
 
 
-def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """(what differs, what could not be checked), a line each."""
+def verify(folder: Path, record: dict[str, Any], own_code: bool = False) -> tuple[list[str], list[str]]:
+    """(what differs, what could not be checked), a line each. own_code: run scorings of the user's own, as run.json
+    names them, to recompute what they paid."""
     texts = dict.fromkeys(("user", "coalition", "users", "grouping", "scoring", "what", "model", "estimate"), str)
     # A text may be empty, a number's empty cell is NaN.
-    nothing = {name: [""] for name in MAY_BE_NAN}
+    nothing = {name: [""] for name in (*MAY_BE_NAN, *PAID)}
     options: Any = {"dtype": texts, "keep_default_na": False, "na_values": nothing}
     tables = {name: read_table(folder, name, **options) for name in TABLES}
     differences = check_rows(tables, record)
@@ -36,7 +47,12 @@ def verify(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
         differences += check_reliability(tables, record)
     recomputed = summary_table(tables["agreement"], tables["finals"])
     differences += compare("summary.csv", tables["summary"], recomputed)
-    return differences, unchecked
+    points = tables["points"]
+    accounts = [tuple(map(str, names)) for names in points[list(LEDGER.keys)].drop_duplicates().itertuples(index=False)]
+    by_ledger, unread = check_ledger(
+        folder, LEDGER, accounts, points, record, None, tolerance=lambda values: EXACT + 0 * values, own_code=own_code
+    )
+    return differences + by_ledger, unchecked + unread
 
 
 def check_rows(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> list[str]:
@@ -83,8 +99,11 @@ def check_agreement(tables: dict[str, pd.DataFrame]) -> list[str]:
             values = "value"
         columns = [*CASE, *columns]
         own = own[(own[columns] == [row[name] for name in columns]).all(axis=1)]
-        expected = correlations(own[values].to_numpy(float), own["shapley"].to_numpy(float))
-        if not np.allclose(expected, [row["pearson"], row["spearman"]], atol=EXACT, rtol=0, equal_nan=True):
+        given, shapley = own[values].to_numpy(float), own["shapley"].to_numpy(float)
+        shares = own["pay"].to_numpy(float) if row["what"] == "points" else np.maximum(given, 0)
+        expected = [*correlations(given, shapley), misallocated(shares, shapley)]
+        measures = [row["pearson"], row["spearman"], row["misallocation"]]
+        if not np.allclose(expected, measures, atol=EXACT, rtol=0, equal_nan=True):
             named = ", ".join(str(row[name]) for name in columns)
             differences.append(f"agreement.csv: {named}: not what {values} and Shapley values give")
     return differences

@@ -18,9 +18,7 @@ from user_grouping_evaluation_sim import main as main_module
 from user_grouping_evaluation_sim.competition import NONE, Rules, compete
 from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.ledger import (
-    BEGINNING,
-    COLUMNS,
-    END,
+    FORM,
     accounts_in,
     against_the_rules,
     beginning_of,
@@ -30,17 +28,18 @@ from user_grouping_evaluation_sim.ledger import (
     replayed,
     rows_of,
 )
+from user_grouping_evaluation_sim.ledger_check import check_ledger
 from user_grouping_evaluation_sim.metrics import METRICS
 from user_grouping_evaluation_sim.preferences import Crowd
 from user_grouping_evaluation_sim.scoring import SCORINGS, marginal
 from user_grouping_evaluation_sim.settings import Settings
 from user_grouping_evaluation_sim.tables import account_of
 from user_grouping_evaluation_sim.vector_world import Conduct, VectorWorld, simulate
-from user_grouping_evaluation_sim.verification import check_ledger, half_a_digit
+from user_grouping_evaluation_sim.verification import half_a_digit
 
 RUNS, USERS, ROUNDS, DELTA = 3, 9, 30, 0.13
 IDS = [f"user {i}, {text}" for i, text in enumerate(["", '"', "é", "a\nb", "*", "%20", " ", "1.0", "-"])]
-SETTINGS = dict.fromkeys(BEGINNING, 1)
+SETTINGS = dict.fromkeys(FORM.beginning, 1)
 
 
 def a_crowd():
@@ -78,7 +77,7 @@ def test_the_competitions_standings_and_pay_follow_from_the_rows(scoring, groups
     steps, simulated, account = played(scoring, groups, here)
     read = list(accounts_in(ledger_lines(SETTINGS, [account])))
     assert len(read) == 1
-    assert (read[0].names, read[0].run, read[0].users) == (("epsilon_greedy", "l2", scoring), 0, tuple(IDS))
+    assert (read[0].names, read[0].users) == (("epsilon_greedy", "l2", scoring, "0"), tuple(IDS))
     before, *after = replayed(read[0], SCORINGS[scoring], ROUNDS)
     for step, past, standing_before, standing in zip(steps, read[0].rounds, [before, *after], after, strict=False):
         for name, numbers in vars(step.round).items():
@@ -90,7 +89,7 @@ def test_the_competitions_standings_and_pay_follow_from_the_rows(scoring, groups
         assert against_the_rules(past, standing_before) is None
     assert len(read[0].rounds) == ROUNDS
     np.testing.assert_allclose(after[-1].points, simulated.points[:1], rtol=1e-9, atol=1e-9)
-    np.testing.assert_array_equal(paid(read[0], after[-1], ROUNDS, DELTA), simulated.pay[0])
+    np.testing.assert_array_equal(paid(read[0], after[-1], ROUNDS, DELTA)[0], simulated.pay[0])
     assert simulated.pay[0].sum() == simulated.budget[0] > 0
 
 
@@ -109,7 +108,7 @@ def test_the_cases_above_hold_what_they_are_to_hold():
         members = [step.round.labels[0] == group for group in range(3)]
         kinds["nobody here"] += any(not sometimes_here(number)[0, own].any() for own in members)
     assert min(kinds.values()) > 0, kinds
-    assert {row[COLUMNS.index("group")] for row in rows_of(account)} == {"0", "1", "2", "3", ""}
+    assert {row[FORM.columns.index("group")] for row in rows_of(account)} == {"0", "1", "2", "3", ""}
 
 
 BY_HAND = [
@@ -126,8 +125,8 @@ BY_HAND = [
 
 
 def by_hand():
-    previous, lines = hashlib.sha256(beginning_of(SETTINGS)).hexdigest(), [",".join(COLUMNS)]
-    for text in [*BY_HAND, END]:
+    previous, lines = hashlib.sha256(beginning_of(SETTINGS)).hexdigest(), [",".join(FORM.columns)]
+    for text in [*BY_HAND, FORM.end]:
         lines.append(f"{text},{previous}")
         previous = hashlib.sha256(lines[-1].encode()).hexdigest()
     return lines
@@ -142,7 +141,7 @@ def test_a_ledger_by_hand():
     np.testing.assert_array_equal(second.points, first.points)
     assert against_the_rules(account.rounds[0], before) is against_the_rules(account.rounds[1], first) is None
     # 17 units by 1.25 : 0.875 are 5 each and 3.5 each; of the equal remainders the first gets the last one
-    np.testing.assert_array_equal(paid(account, second, 2, 0.1), [5, 4, 3, 5])
+    np.testing.assert_array_equal(paid(account, second, 2, 0.1)[0], [5, 4, 3, 5])
     again = list(ledger_lines(SETTINGS, [account]))
     assert broken(SETTINGS, (f"{line}\n".encode() for line in again)) is None
     assert next(accounts_in(again)).users == ("a", "b", "c", "d")
@@ -232,7 +231,8 @@ def copy(run_folder, tmp_path):
 def checked(folder):
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     points = pd.read_csv(folder / "points.csv", dtype={"user": str})
-    return check_ledger(folder, points, record)
+    expected = [("random", "l2", scoring, "0") for scoring in record["scoring"]]
+    return check_ledger(folder, FORM, expected, points, record, record["delta"], tolerance=half_a_digit)
 
 
 def hide(folder):
@@ -242,7 +242,7 @@ def hide(folder):
 
 
 def test_a_good_run_agrees(run_folder, capsys):
-    names = "random, l2, own_ledger_scoring:by_size"
+    names = "random, l2, own_ledger_scoring:by_size, run 0"
     differences, unchecked = verify_run(run_folder)
     assert differences == []
     own = f"points and pay of {names}: --own-code runs own_ledger_scoring:by_size to recompute them"
@@ -254,7 +254,7 @@ def test_a_good_run_agrees(run_folder, capsys):
 
 def test_a_ledger_holds_every_round_and_candidate(run_folder):
     frame = pd.read_csv(run_folder / "ledger.csv", keep_default_na=False, dtype=str)
-    assert tuple(frame.columns) == COLUMNS
+    assert tuple(frame.columns) == FORM.columns
     groups = frame[(frame["entry"] == "candidate") & (frame["group"] != "0")]
     assert (groups.groupby(["grouping", "metric", "scoring", "run"]).size() == 12 * 2).all()
     assert set(frame.loc[frame["group"] == "0", "scoring"]) == {"attributed"}
@@ -268,7 +268,7 @@ def test_every_changed_byte_of_a_ledger_is_found(copy):
     path, rng = copy / "ledger.csv", np.random.default_rng(0)
     held = path.read_bytes()
     last_row = held[:-1].rindex(b"\n") + 1
-    places = [*rng.integers(len(held), size=100), *range(last_row, len(held)), *range(len(",".join(COLUMNS)) + 1)]
+    places = [*rng.integers(len(held), size=100), *range(last_row, len(held)), *range(len(",".join(FORM.columns)) + 1)]
     for place in places:
         changed = bytearray(held)
         changed[place] = (changed[place] + rng.integers(1, 256)) % 256
@@ -377,7 +377,7 @@ def test_another_crowd_or_fewer_rounds_are_told(copy):
     )
     (copy / "ledger.csv").write_bytes(held)
     rechained(copy, shortened)
-    assert "ledger.csv: random, l2, ranked: 11 rounds of 12" in verify_run(copy)[0]
+    assert "ledger.csv: random, l2, ranked, run 0: 11 rounds of 12" in verify_run(copy)[0]
 
 
 def test_other_settings_are_told(copy):

@@ -15,16 +15,24 @@ from user_grouping_evaluation_sim.scoring import Standing
 from user_grouping_evaluation_sim.shapley import shapley_values
 
 
+@pytest.mark.parametrize("step", [0.1, None])
 @pytest.mark.parametrize("users", [2, 5, 12])
-def test_levelled_is_exact_in_a_linear_game_of_means(users):
-    """v(S) = mean of S's x'e: a reward is the step times its group's mean of x'e, and Shapley values are enumerated."""
+def test_levelled_is_exact_in_a_linear_game_of_means(users, step):
+    """v(S) = mean of S's x'e: a reward is the step times its group's mean of x'e, and Shapley values are enumerated.
+    A step that is not known follows from how much users differ."""
     rng = np.random.default_rng(users)
     points, expert = rng.uniform(0, 5, (users, 4)), rng.uniform(0, 5, 4)
     exact = shapley_values(points, expert, "dot", method="exact").values
     worth = points @ expert
     brings = 0.1 * worth + 3.0  # a constant that all share is not seen in rewards
-    found = payout.levelled(brings[None], worth[None], np.array([worth.mean()]), 0.1)[0]
+    found = payout.levelled(brings[None], worth[None], np.array([worth.mean()]), step)[0]
     np.testing.assert_allclose(found, exact, rtol=1e-9)
+
+
+def test_who_brings_the_same_where_no_step_is_known():
+    alone = np.array([[1.0, 2.0, 6.0]])
+    found = payout.levelled(np.full((1, 3), 0.25), alone, np.array([4.0]), None)
+    np.testing.assert_allclose(found, [[1 / 3 + 1 / 3, 2 / 3 + 1 / 3, 2 + 1 / 3]])
 
 
 @pytest.mark.parametrize("metric", ["l2", "l1"])

@@ -16,36 +16,49 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from user_grouping_evaluation_sim import payout
-from user_grouping_evaluation_sim.competition import NONE, group_weights, merged_weights_of
+from user_grouping_evaluation_sim.competition import NONE, Played, group_weights, merged_weights_of
 from user_grouping_evaluation_sim.scoring import Round, Scoring, Standing
 
-COLUMNS = (
-    *("grouping", "metric", "scoring", "run", "entry", "round", "group", "members", "weights", "reward"),
-    *("place", "taken", "improved", "previous"),
-)
-"""entry: candidate, or what was audited: alone (each member's reward), everybody, gained (see payout.py), or end.
+ENTRY = ("entry", "round", "group", "members", "weights", "reward", "place", "taken", "improved", "previous")
+"""Columns behind those that name an account.
+
+entry: candidate, or what was audited: alone (each member's reward), everybody, gained (see payout.py), or end.
 group: from 1; 0 merges the whole crowd. members: ids, %-encoded where they hold more than letters, digits and -._~.
 weights, reward: of the members in their order, one number where all are equal. place: of the candidate, as they were
 paid, from 1."""
-HEADER = ",".join(COLUMNS)
 EVERYBODY = "*"
-END = ",".join(["", "", "", "", "end", *[""] * (len(COLUMNS) - 6)])
-"""The last row, but for its SHA-256."""
-BEGINNING = (
-    *(
-        "seed",
-        "num_users",
-        "num_groups",
-        "num_rounds",
-        "num_runs",
-        "delta",
-        "error_probability",
-        "evaluation_noise",
-        "absent",
+
+
+@dataclass(frozen=True)
+class Form:
+    """Of an experiment's ledgers. keys: the columns that name an account, "scoring" among them. beginning: what of
+    run.json the first row follows from."""
+
+    keys: tuple[str, ...]
+    beginning: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.keys, *ENTRY)
+
+    @property
+    def header(self) -> str:
+        return ",".join(self.columns)
+
+    @property
+    def end(self) -> str:
+        """The last row, but for its SHA-256."""
+        return ",".join([*[""] * len(self.keys), "end", *[""] * (len(ENTRY) - 2)])
+
+
+FORM = Form(
+    ("grouping", "metric", "scoring", "run"),
+    (
+        *("seed", "num_users", "num_groups", "num_rounds", "num_runs", "delta", "error_probability"),
+        *("evaluation_noise", "absent", "grouping", "metric", "scoring", "data_sha256", "code_sha256"),
     ),
-    *("grouping", "metric", "scoring", "data_sha256", "code_sha256"),
 )
-"""What of run.json the first row follows from."""
+"""Of this experiment's."""
 CLOSE = 1e-6  # relative: weights that differ by less do so by rounding errors of other machines
 NOTHING = 1e-9  # the same of weights near 0
 MOST_NUMBERS = 10_000_000  # members and weights; a longer ledger is not written: of 100,000 users it would be 0.1 GB
@@ -53,16 +66,35 @@ MOST_NUMBERS = 10_000_000  # members and weights; a longer ledger is not written
 
 @dataclass(frozen=True)
 class Account:
-    """What one run of one combination shows. users: n ids. rounds: of R = 1. alone: (1, n), everybody, gained: (1,),
-    the audits that payout.pay asks for."""
+    """What one run of one combination shows. names: of a form's keys. users: n ids. rounds: of R = 1. alone: (1, n),
+    everybody, gained: (1,), the audits that payout.pay asks for."""
 
-    names: tuple[str, str, str]
-    run: int
+    names: tuple[str, ...]
     users: tuple[str, ...]
     rounds: tuple[Round, ...]
     alone: np.ndarray
     everybody: np.ndarray
     gained: np.ndarray
+
+
+def recorded(step: Played) -> dict[str, np.ndarray]:
+    """A round's row of each array that rounds_of takes, of the first run, and of `taken`."""
+    past = step.round
+    groups, count = past.rewards.shape[1], past.order.shape[1]
+    rewards, order = np.full(groups + 1, np.nan), np.full(groups + 1, NONE)
+    rewards[:groups], order[:count] = past.rewards[0], past.order[0]
+    merged = np.zeros(past.labels.shape[1])
+    if past.merged_weights is not None and past.merged_reward is not None:
+        merged, rewards[groups] = past.merged_weights[0], past.merged_reward[0]
+    return {
+        "labels": past.labels[0],
+        "weights": past.weights[0],
+        "rewards": rewards,
+        "improved": past.improved[0],
+        "order": order,
+        "merged_weights": merged,
+        "taken": step.taken[0],
+    }
 
 
 def rounds_of(
@@ -99,25 +131,25 @@ def numbers_in(accounts: Iterable[Account]) -> int:
     return sum(2 * len(account.users) * len(account.rounds) for account in accounts)
 
 
-def ledger_lines(settings: Mapping[str, Any], accounts: Iterable[Account]) -> Iterator[str]:
+def ledger_lines(settings: Mapping[str, Any], accounts: Iterable[Account], form: Form = FORM) -> Iterator[str]:
     """The ledger's lines. settings: of the run, as in run.json."""
-    yield HEADER
-    previous = _sha256(beginning_of(settings))
+    yield form.header
+    previous = _sha256(beginning_of(settings, form))
     texts = (",".join(row) for account in accounts for row in rows_of(account))
-    for text in _then(texts, END):
+    for text in _then(texts, form.end):
         line = f"{text},{previous}"
         yield line
         previous = _sha256(line.encode())
 
 
-def beginning_of(settings: Mapping[str, Any]) -> bytes:
+def beginning_of(settings: Mapping[str, Any], form: Form = FORM) -> bytes:
     """What the first row names the SHA-256 of."""
-    return json.dumps({name: settings[name] for name in BEGINNING}, sort_keys=True).encode()
+    return json.dumps({name: settings[name] for name in form.beginning}, sort_keys=True).encode()
 
 
 def rows_of(account: Account) -> Iterator[list[str]]:
     """An account's rows, but for the previous row's SHA-256."""
-    key = [*(quote(name, safe=":") for name in account.names), str(account.run)]
+    key = [quote(name, safe=":") for name in account.names]
     ids = np.array([quote(user, safe="") for user in account.users], dtype=object)
     for number, past in enumerate(account.rounds, start=1):
         groups = past.rewards.shape[1]
@@ -162,9 +194,9 @@ def _sha256(text: bytes) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def broken(settings: Mapping[str, Any], lines: Iterable[bytes]) -> str | None:
+def broken(settings: Mapping[str, Any], lines: Iterable[bytes], form: Form = FORM) -> str | None:
     """Where the chain of a ledger's lines, each with its line feed, does not hold; rows are counted with the header."""
-    previous, number, ended = _sha256(beginning_of(settings)), 0, False
+    previous, number, ended = _sha256(beginning_of(settings, form)), 0, False
     for number, line in enumerate(lines, start=1):
         if ended:
             return f"row {number}: comes after the last one"
@@ -172,7 +204,7 @@ def broken(settings: Mapping[str, Any], lines: Iterable[bytes]) -> str | None:
         if feed != b"\n":
             return f"row {number}: is cut off"
         if number == 1:
-            if text != HEADER.encode():
+            if text != form.header.encode():
                 return "row 1: is not the header"
             continue
         content, _, named = text.rpartition(b",")
@@ -180,29 +212,27 @@ def broken(settings: Mapping[str, Any], lines: Iterable[bytes]) -> str | None:
             if number == 2:
                 return "row 2: does not follow from run.json's settings (SHA-256 differs)"
             return f"row {number - 1}: is not the row that row {number} was written after (SHA-256 differs)"
-        previous, ended = _sha256(text), content == END.encode()
+        previous, ended = _sha256(text), content == form.end.encode()
     return None if ended else f"row {number}: is not the last one that was written"
 
 
-def accounts_in(lines: Iterable[str]) -> Iterator[Account]:
+def accounts_in(lines: Iterable[str], form: Form = FORM) -> Iterator[Account]:
     """What ledger_lines was given. Raises ValueError or KeyError, and says where, for lines that it never writes."""
-    rows = (dict(zip(COLUMNS, line.rstrip("\n").split(","), strict=True)) for line in lines)
+    rows = (dict(zip(form.columns, line.rstrip("\n").split(","), strict=True)) for line in lines)
     next(rows)  # the header
     kept = (row for row in rows if row["entry"] != "end")
-    for key, of_account in groupby(kept, key=lambda row: [row[name] for name in COLUMNS[:4]]):
+    for key, of_account in groupby(kept, key=lambda row: [row[name] for name in form.keys]):
         yield _account(key, list(of_account))
 
 
 def _account(key: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Account:
-    grouping, metric, scoring = map(unquote, key[:3])
     audits = {row["entry"]: row for row in rows if row["entry"] != "candidate"}
     ids = audits["alone"]["members"].split(" ")
     place = {user: i for i, user in enumerate(ids)}
     candidates = groupby((row for row in rows if row["entry"] == "candidate"), key=lambda row: row["round"])
     rounds = [_round(number, list(of_round), place) for number, of_round in candidates]
     return Account(
-        (grouping, metric, scoring),
-        int(key[3]),
+        tuple(map(unquote, key)),
         tuple(map(unquote, ids)),
         tuple(rounds),
         _read(audits["alone"]["reward"], len(ids))[None],
@@ -260,13 +290,14 @@ def replayed(account: Account, scoring: Scoring, num_rounds: int) -> Iterator[St
         yield standing
 
 
-def paid(account: Account, standing: Standing, num_rounds: int, step: float) -> np.ndarray:
-    """Whole units of pay (n,) of who stand like this at the end. step: see payout.levelled."""
+def paid(account: Account, standing: Standing, num_rounds: int, step: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Whole units of pay (n,) of who stand like this at the end, and their standard errors. step: see
+    payout.levelled."""
     here = np.array([past.weights > 0 for past in account.rounds])
     last = payout.last_rounds(num_rounds)
     credit = payout.credits(here.sum(axis=0) / num_rounds, here[-last:].sum(axis=0) / last)
-    pay, _ = payout.pay(standing, account.alone, account.everybody, account.gained, credit, step)
-    return pay[0]
+    pay, errors = payout.pay(standing, account.alone, account.everybody, account.gained, credit, step)
+    return pay[0], errors[0]
 
 
 def against_the_rules(past: Round, before: Standing) -> str | None:

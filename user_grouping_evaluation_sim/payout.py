@@ -14,7 +14,7 @@ LAST = 0.1  # of the rounds: the end
 UNIT = 1e-6  # of the metric
 
 
-def levelled(brings: np.ndarray, alone: np.ndarray, everybody: np.ndarray, step: float) -> np.ndarray:
+def levelled(brings: np.ndarray, alone: np.ndarray, everybody: np.ndarray, step: float | None) -> np.ndarray:
     """Estimates of Shapley values (R, n) from what users bring to a reward (R, n), and n + 1 audits.
 
     alone: (R, n), v({i}) - v(nobody). everybody: (R,), v(all) - v(nobody). step: how far a candidate goes towards its
@@ -23,14 +23,23 @@ def levelled(brings: np.ndarray, alone: np.ndarray, everybody: np.ndarray, step:
     `step` times its group's mean of x'e. All alike get what the sum lacks to v(all).
     """
     users = brings.shape[-1]
-    later = slope_of(users, step) * (brings - brings.mean(axis=-1, keepdims=True))
+    later = slope_of(brings, alone, step) * (brings - brings.mean(axis=-1, keepdims=True))
     level: np.ndarray = (everybody - alone.mean(axis=-1))[..., None] / users
     return level + alone / users + later
 
 
-def slope_of(users: int, step: float) -> float:
-    """How far Shapley values differ where what users bring to a reward differs by 1: (H_n - 1) / (n - 1) / step."""
-    return float((1 / np.arange(2, users + 1)).sum() / max(users - 1, 1) / step)
+def slope_of(brings: np.ndarray, alone: np.ndarray, step: float | None) -> np.ndarray:
+    """(R, 1): how far Shapley values differ where what users bring differs by 1, (H_n - 1) / (n - 1) / step.
+
+    Where nobody knows the step, None, it is how much less users differ in what they bring, (R, n), than in what they
+    are worth alone, (R, n): in a linear game the two differ by the step alone.
+    """
+    users = brings.shape[-1]
+    unit = float((1 / np.arange(2, users + 1)).sum() / max(users - 1, 1))
+    if step is not None:
+        return np.full((*brings.shape[:-1], 1), unit / step)
+    spread = brings.std(axis=-1, keepdims=True)
+    return unit * alone.std(axis=-1, keepdims=True) / np.where(spread > 0, spread, np.inf)
 
 
 def credits(attended: np.ndarray, stayed: np.ndarray, vested: float = VESTED) -> np.ndarray:
@@ -75,7 +84,7 @@ def pay(
     everybody: np.ndarray,
     gained: np.ndarray,
     credit: np.ndarray,
-    step: float,
+    step: float | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whole units (R, n) that sum to the budget, what the model has gained (R,), and their standard errors, NaN where
     the scoring knows none. alone, everybody, step: see levelled. credit: see credits.
@@ -89,7 +98,7 @@ def pay(
         raise InputError("pay: the metric must give one finite number a vector, also for the zero vector (nobody's)")
     estimates = levelled(standing.brings, alone, everybody, step)
     total = (np.maximum(estimates, 0) * credit).sum(axis=-1, keepdims=True)
-    a_unit = slope_of(credit.shape[-1], step) * credit * budget[:, None] / np.where(total > 0, total, np.nan)
+    a_unit = slope_of(standing.brings, alone, step) * credit * budget[:, None] / np.where(total > 0, total, np.nan)
     return allotted(budget, shares(estimates, credit)), a_unit * (
         unknown if standing.errors is None else standing.errors
     )

@@ -266,8 +266,7 @@ def account_of(combination: Combination) -> Account:
     """The first run, for the ledger."""
     trace = combination.trace
     return Account(
-        combination.names,
-        0,
+        (*combination.names, "0"),
         tuple(map(str, combination.user_ids[0])),
         rounds_of(trace.labels, trace.weights, trace.rewards, trace.improved, trace.order, trace.merged_weights),
         trace.alone[None],

@@ -7,8 +7,9 @@ import numpy as np
 import scipy.sparse
 
 from user_grouping_evaluation_sim import payout
-from user_grouping_evaluation_sim.competition import NONE, Played, Rules, Shares, compete
+from user_grouping_evaluation_sim.competition import Rules, Shares, compete
 from user_grouping_evaluation_sim.grouping import Grouping
+from user_grouping_evaluation_sim.ledger import recorded
 from user_grouping_evaluation_sim.metrics import Metric
 from user_grouping_evaluation_sim.preferences import Crowd
 from user_grouping_evaluation_sim.scoring import Scoring, Standing
@@ -130,8 +131,9 @@ def simulate(
         distances.append(np.linalg.norm(model - crowd.experts, axis=1))
         attended += past.weights > 0
         stayed += (past.weights > 0) if t >= rules.num_rounds - last else 0
-        played.append(_of_first_run(step))
-    models, *others = (np.array(column) for column in zip(*played, strict=True))
+        played.append({"models": model[0], **recorded(step)})
+    trace = {name: np.array([row[name] for row in played]) for name in played[0]}
+    trace["models"] = np.vstack([crowd.models[:1], trace["models"]])
     contributed = conduct.vectors(rules.num_rounds - 1)
     alone, everybody, gained = audited(world, contributed, crowd.models, model)
     credit = payout.credits(attended / rules.num_rounds, stayed / last)
@@ -143,20 +145,8 @@ def simulate(
         pay,
         pay_errors,
         payout.budget_units(gained),
-        Trace(np.vstack([crowd.models[:1], models]), *[*others, alone[0], everybody[:1], gained[:1]]),
+        Trace(**trace, alone=alone[0], everybody=everybody[:1], gained=gained[:1]),
     )
-
-
-def _of_first_run(step: Played) -> tuple[np.ndarray, ...]:
-    """A round's row of each array of Trace, but for the audits."""
-    past = step.round
-    groups, count = past.rewards.shape[1], past.order.shape[1]
-    rewards, order = np.full(groups + 1, np.nan), np.full(groups + 1, NONE)
-    rewards[:groups], order[:count] = past.rewards[0], past.order[0]
-    merged = np.zeros(past.labels.shape[1])
-    if past.merged_weights is not None and past.merged_reward is not None:
-        merged, rewards[groups] = past.merged_weights[0], past.merged_reward[0]
-    return step.model[0], past.labels[0], past.weights[0], merged, step.taken[0], rewards, past.improved[0], order
 
 
 def audited(

@@ -4,8 +4,6 @@ The tables hold six significant digits. What is recomputed from them may differ 
 (`ROUNDING` and the bounds that follow from it) and by no more.
 """
 
-import sys
-import zlib
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -16,14 +14,13 @@ import pandas as pd
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
-from experiment.command_line import described, named_function
 from experiment.errors import InputError
 from experiment.files import ROOT, sha256_file
-from experiment.tables import read_lines, read_table, table_names, table_path
+from experiment.tables import read_table, table_names
 from user_grouping_evaluation_sim.hull import hull_distance
-from user_grouping_evaluation_sim.ledger import Account, accounts_in, against_the_rules, broken, paid, replayed
+from user_grouping_evaluation_sim.ledger import FORM
+from user_grouping_evaluation_sim.ledger_check import LEDGER, check_ledger
 from user_grouping_evaluation_sim.preferences import read_matrix, read_movielens
-from user_grouping_evaluation_sim.scoring import SCORINGS, Scoring
 from user_grouping_evaluation_sim.settings import Settings
 from user_grouping_evaluation_sim.sweep import crowd_of
 from user_grouping_evaluation_sim.tables import (
@@ -41,7 +38,6 @@ from user_grouping_evaluation_sim.tables import (
 
 ROUNDING = 5.1e-6  # relative, of a number written with six significant digits
 RUN = [*COMBINATION, "run"]
-LEDGER = "ledger"
 PLAIN = [measure for measure in SUMMARISED if measure != "regret"]
 
 
@@ -63,7 +59,12 @@ def verify(folder: Path, record: dict[str, Any], own_code: bool = False) -> tupl
     if "sweep" in tables:
         differences += check_sweep(tables["sweep"], tables["best"], tables["summary"], record)
     more, unchecked = check_data(tables, record)
-    by_ledger, unread = check_ledger(folder, tables["points"], record, own_code=own_code)
+    expected = [(*names, "0") for names in product(record["grouping"], record["metric"], record["scoring"])]
+    points = tables["points"]
+    first = points[points["run"] == 0]
+    by_ledger, unread = check_ledger(
+        folder, FORM, expected, first, record, record["delta"], tolerance=half_a_digit, own_code=own_code
+    )
     return differences + more + by_ledger, unchecked + unread
 
 
@@ -278,77 +279,6 @@ def check_data(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> tuple
             "by the data and the seed"
         )
     return differences, unchecked
-
-
-def check_ledger(
-    folder: Path, points: pd.DataFrame, record: dict[str, Any], *, own_code: bool = False
-) -> tuple[list[str], list[str]]:
-    """(differences, unchecked): the ledger's chain, and the points and pay that follow from it."""
-    if not table_path(folder, LEDGER).exists():
-        return [], ["ledger.csv: the run wrote none"]
-    try:
-        if wrong := broken(record, read_lines(folder, LEDGER)):
-            return [f"ledger.csv: {wrong}"], ["points and pay: recomputed only from a ledger whose chain holds"]
-        differences: list[str] = []
-        unchecked: list[str] = []
-        expected = product(record["grouping"], record["metric"], record["scoring"])
-        accounts = accounts_in(line.decode() for line in read_lines(folder, LEDGER))
-        for names, account in zip(expected, accounts, strict=True):
-            rows = points[(points[RUN] == [*names, 0]).all(axis=1)]
-            if (account.names, account.run) != (names, 0) or list(account.users) != rows["user"].tolist():
-                return [f"ledger.csv: its run or users are not those of {', '.join(names)}, run 0, in points.csv"], []
-            if ":" not in names[2]:
-                differences += check_account(account, rows, record, SCORINGS[names[2]])
-            elif own_code:
-                differences += check_by_own_code(account, rows, record)
-            else:
-                unchecked.append(f"points and pay of {', '.join(names)}: --own-code runs {names[2]} to recompute them")
-        return differences, unchecked
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError) as error:
-        return [f"ledger.csv: cannot be read ({type(error).__name__}: {error})"], []
-
-
-def check_by_own_code(account: Account, rows: pd.DataFrame, record: dict[str, Any]) -> list[str]:
-    """The same for a scoring of the user's own, from the current folder, if it is that of the run."""
-    name = account.names[2]
-    module, _, _ = name.partition(":")
-    try:
-        scoring = named_function("--scoring", name, SCORINGS)
-        if sha256_file(str(sys.modules[module].__file__)) != record["code_sha256"][name]:
-            return [f"{name}: is not the code of this run (SHA-256 differs)"]
-        return check_account(account, rows, record, scoring)
-    except Exception as error:  # the user's own code: whatever it raises
-        return [str(error) if isinstance(error, InputError) else f"{name}: fails ({described(error)})"]
-
-
-def check_account(account: Account, rows: pd.DataFrame, record: dict[str, Any], scoring: Scoring) -> list[str]:
-    """One combination's points, pay and weights from its rounds and audits. rows: of points.csv, in its order."""
-    num_rounds = record["num_rounds"]
-    if len(account.rounds) != num_rounds:
-        return [f"ledger.csv: {', '.join(account.names)}: {len(account.rounds)} rounds of {num_rounds}"]
-    differences = []
-    before, *after = replayed(account, scoring, num_rounds)
-    for number, (past, standing) in enumerate(zip(account.rounds, [before, *after], strict=False), start=1):
-        if wrong := against_the_rules(past, standing):
-            differences.append(f"ledger.csv: {', '.join(account.names)}: round {number}: {wrong}")
-            break
-    final = after[-1]
-    pay = paid(account, final, num_rounds, record["delta"])
-    keys = rows[[*RUN, "user"]]
-    for column, recomputed, tolerance in (
-        ("points", final.points[0], half_a_digit(final.points[0])),
-        ("pay", pay, np.zeros(len(pay))),
-    ):
-        written = rows[column].to_numpy(dtype=float)
-        wrong_rows = np.flatnonzero(~(np.abs(written - recomputed) <= tolerance))
-        if len(wrong_rows):
-            row = wrong_rows[0]
-            more = f" (and {len(wrong_rows) - 1} more)" if len(wrong_rows) > 1 else ""
-            differences.append(
-                f"points.csv: row {rows.index[row] + 2}: {_named(keys.iloc[row])}: {column} {written[row]:.12g} is "
-                f"{recomputed[row]:.12g} by ledger.csv{more}"
-            )
-    return differences
 
 
 def half_a_digit(values: np.ndarray) -> np.ndarray:
