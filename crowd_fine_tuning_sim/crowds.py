@@ -22,6 +22,7 @@ from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS, load_corpus
 from point_in_space_sim.engine.assets import PinnedWheel, wheel_folder
 from point_in_space_sim.target import distances_to, emotion_target, find_neighbourhood
+from user_grouping_evaluation_sim.incentives import TURNS
 
 SOURCES = ("shipped", "chitchat")
 HELD_OUT = 3000
@@ -55,11 +56,13 @@ Mapper = Callable[[Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody and the texts that they hold. `kind` is one of KINDS, "real" for people of a file or of chitchat."""
+    """Somebody and the texts that they hold. `kind` is one of KINDS, "real" for people of a file or of chitchat.
+    later: what they contribute instead from TURNS of the rounds on, if anything."""
 
     name: str
     kind: str
     texts: tuple[str, ...]
+    later: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,30 @@ class Source:
 @dataclass(frozen=True)
 class Crowd:
     """near: (k, 28), the k texts nearest to the target, nearest first, that nobody in the crowd holds; the target's own
-    text is none of them. vectors: each person's texts' (texts, 28)."""
+    text is none of them. vectors: each person's texts' (texts, 28); later: the same of the later ones, (0, 28) if none.
+    """
 
     people: tuple[Person, ...]
     target: str
     near: np.ndarray
     near_texts: tuple[str, ...]
     vectors: tuple[np.ndarray, ...]
+    later: tuple[np.ndarray, ...]
 
     @property
     def centroid(self) -> np.ndarray:
         """(28,), the mean of `near`."""
         return self.near.astype(np.float64).mean(axis=0)
+
+    def texts_at(self, over: float) -> tuple[tuple[str, ...], ...]:
+        """What each person contributes when so much of the rounds is over."""
+        return tuple(person.later if person.later and over >= TURNS else person.texts for person in self.people)
+
+    def means_at(self, over: float) -> np.ndarray:
+        """(n, 28), of each person's vectors."""
+        vectors = zip(self.vectors, self.later, strict=True)
+        own = [later if len(later) and over >= TURNS else first for first, later in vectors]
+        return np.array([each.mean(axis=0) for each in own], dtype=np.float64)
 
 
 def load_source(name: str, user_column: str = "user", text_column: str = "text") -> Source:
@@ -343,7 +358,8 @@ def real_crowd(
     members = find_neighbourhood(emotion_target(target, candidates), candidates, neighbours).members
     _refuse_far(source, target, candidates[members[0]])
     own = vectors[len(held_out) :].reshape(num_users, texts_per_user, -1)
-    return Crowd(people, target, candidates[members], tuple(held_out[i] for i in members), tuple(own))
+    near_texts = tuple(held_out[i] for i in members)
+    return Crowd(people, target, candidates[members], near_texts, tuple(own), (own[0][:0],) * num_users)
 
 
 def _not_held(people: Sequence[Person], held: set[str]) -> list[str]:
@@ -365,21 +381,23 @@ def simulated_crowd(
 
     "on": texts near the target. "off": near another emotion, each near another one while there are any. "half": half
     and half. "random": any. "spammer": one text near another emotion, repeated. "copyist": all that the first "on" user
-    holds, or, without one, the first user who is no copyist.
+    or turncoat holds, or, without one, the first user who is no copyist. "turncoat": as "on", and later as "off";
+    everybody else holds what they would if it were "on".
     Raises InputError for unknown kinds, too few texts, or if none held out is near the target emotion.
     """
     check_name("target", target, EMOTIONS)
     for kind in kinds:
         check_name("kind of user", kind, KINDS)
-    original = next((i for i, kind in enumerate(kinds) if kind == "on"), None)
+    original = next((i for i, kind in enumerate(kinds) if kind in ("on", "turncoat")), None)
     if original is None:
         original = next((i for i, kind in enumerate(kinds) if kind != "copyist"), None)
     if original is None:
         raise InputError("kinds of users: nobody but copyists; add somebody whom they can copy")
-    near_target = {"on": texts_per_user, "half": texts_per_user - texts_per_user // 2}
+    near_target = {"on": texts_per_user, "turncoat": texts_per_user, "half": texts_per_user - texts_per_user // 2}
     near_other = {"off": texts_per_user, "half": texts_per_user // 2, "spammer": 1}
     wanted = neighbours + sum(near_target.get(kind, 0) for kind in kinds)
-    needed = 1 + wanted + sum(near_other.get(kind, texts_per_user * (kind == "random")) for kind in kinds)
+    any_other = ("random", "turncoat")
+    needed = 1 + wanted + sum(near_other.get(kind, texts_per_user * (kind in any_other)) for kind in kinds)
     if len(source.texts) < needed:
         raise InputError(
             f"{source.name}: has {len(source.texts)} texts to deal, {needed} are needed; "
@@ -397,29 +415,42 @@ def simulated_crowd(
         dealt[user] += texts.tolist()
 
     shuffled = rng.permutation(pool)
-    for kind in ("on", "half"):
-        for user in _of_kind(kinds, kind):
+    for alike in (("on", "turncoat"), ("half",)):
+        for user in _of_kind(kinds, *alike):
+            kind = kinds[user]
             deal(user, shuffled[: near_target[kind]])
             shuffled = shuffled[near_target[kind] :]
     far = free.copy()
     far[pool] = False
-    for number, user in enumerate(_of_kind(kinds, *near_other)):
+
+    def near_another(number: int, size: int) -> np.ndarray:
         other = emotion_target(others[number % len(others)], vectors)
-        deal(user, _nearest(other.vector, vectors, far & free, near_other[kinds[user]]))
+        return _nearest(other.vector, vectors, far & free, size)
+
+    first_off = _of_kind(kinds, *near_other)
+    for number, user in enumerate(first_off):
+        deal(user, near_another(number, near_other[kinds[user]]))
     for user in _of_kind(kinds, "random"):
         deal(user, rng.choice(np.flatnonzero(free), texts_per_user, replace=False))
+    later: dict[int, list[int]] = {}
+    for number, user in enumerate(_of_kind(kinds, "turncoat"), start=len(first_off)):
+        later[user] = near_another(number, texts_per_user).tolist()
+        free[later[user]] = False
     for user in _of_kind(kinds, "spammer"):
         dealt[user] *= texts_per_user
     for user in _of_kind(kinds, "copyist"):
         dealt[user] = dealt[original]
     people = tuple(
-        Person(f"user {i + 1}", kind, tuple(source.texts[text] for text in dealt[i])) for i, kind in enumerate(kinds)
+        Person(f"user {i + 1}", kind, *(tuple(source.texts[k] for k in own) for own in (dealt[i], later.get(i, []))))
+        for i, kind in enumerate(kinds)
     )
     _refuse_alike("kinds of users", people)
     near = _nearest(aim.vector, vectors, free, neighbours)
     _refuse_far(source, target, vectors[near[0]])
     near_texts = tuple(source.texts[i] for i in near)
-    return Crowd(people, target, vectors[near], near_texts, tuple(vectors[texts] for texts in dealt))
+    first, then = ([*dealt], [later.get(user, []) for user in range(len(kinds))])
+    held = (tuple(vectors[np.array(texts, dtype=int)] for texts in own) for own in (first, then))
+    return Crowd(people, target, vectors[near], near_texts, *held)
 
 
 def _of_kind(kinds: Sequence[str], *wanted: str) -> list[int]:

@@ -39,7 +39,7 @@ from experiment.tables import LARGE, write_lines, write_table
 from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
 from point_in_space_sim.engine.options import engine_settings
-from point_in_space_sim.engine.recipes import Model, Request, name_of
+from point_in_space_sim.engine.recipes import Model, Request, Texts, name_of
 from point_in_space_sim.engine.rehearsal import rehearse
 from point_in_space_sim.engine.variants import (
     Engine,
@@ -79,7 +79,8 @@ def main(settings: Settings) -> None:
     tuning, sampling = engine_settings(settings)
     with naming(f"--base-model {settings.base_model}"):
         base = cached_base_model(settings.base_model, device, settings.prompt)
-    texts = list(dict.fromkeys(text for crowd in crowds for person in crowd.people for text in person.texts))
+    held = (person.texts + person.later for crowd in crowds for person in crowd.people)
+    texts = list(dict.fromkeys(text for own in held for text in own))
     if longer := rehearse(base, mapper, texts, tuning, sampling):
         tell(f"{longer} of {len(texts)} texts are longer than --max-new-tokens {sampling.max_new_tokens}")
     identity = identity_of(settings, base, mapper, source)
@@ -264,11 +265,15 @@ def play_competition(settings: Settings, case: results.Case, combination: result
         for (option, registry), name in zip(REGISTRIES.items(), combination, strict=True)
     )
     crowd, streams = case.crowd, case.streams
-    texts = [person.texts for person in crowd.people]
-    world = TextWorld(texts, crowd.centroid, metric, settings.budget, streams, ask)
+    pool = tuple(text for person in crowd.people for text in person.texts + person.later)
+
+    def contributed(round_number: int) -> tuple[Texts, ...]:
+        return crowd.texts_at(round_number / settings.num_rounds)
+
+    world = TextWorld(contributed, pool, crowd.centroid, metric, settings.budget, streams, ask)
     rules = Rules(settings.num_groups, settings.num_rounds, settings.error_probability)
     rng = np.random.default_rng(streams("rounds"))
-    steps = list(compete(world, [None], (1, len(texts)), grouping, scoring, rules, rng))
+    steps = list(compete(world, [None], (1, len(crowd.people)), grouping, scoring, rules, rng))
     final: Model = steps[-1].model[0]
     report = streams("report")
     kept = () if final is None else (f"{case.name}-{'-'.join(combination)}".replace(":", "."),)
@@ -298,7 +303,8 @@ def play_retraining(settings: Settings, case: results.Case, ask: Ask) -> Arrays:
     if settings.reference != "none":
         # First, and with both samples at once: their models are needed again, and are not stored.
         samples = (case.streams("audit"), sample)
-        audited = {"audited": retrain_once(texts, audited_coalitions(n), tuning, samples, ask)[0].vectors}
+        at_the_end = case.crowd.texts_at(1.0)
+        audited = {"audited": retrain_once(at_the_end, audited_coalitions(n), tuning, samples, ask)[0].vectors}
     if settings.reference == "exact":
         found = retrain(texts, all_coalitions(n), tuning, sample, ask)
     else:

@@ -21,7 +21,8 @@ GREY = "#666666"
 MODEL_MARKERS = {"centroid": "*", "untuned model": "o", "competition's model": "s", "model on everybody": "^"}
 LONGEST_NAME = 28  # of a person, in characters
 MOST_LISTED = 40  # people beside the figure
-KIND_MARKERS = dict(zip((*KINDS, "real"), MARKERS, strict=True))
+KIND_STYLES = dict(zip(KINDS, zip(MARKERS, COLOURS, strict=True), strict=True))
+KIND_STYLES["real"] = KIND_STYLES["on"]  # no crowd has both
 
 
 def write_figures(folder: Path, tables: Tables, played: Sequence[Played]) -> list[str]:
@@ -65,10 +66,10 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
         own = own.join(kinds, on=["target", "crowd", "user"])
         x = own.groupby(CASE)["shapley"].transform(standardised)
         y = own.groupby(CASE)[column].transform(standardised)
-        for number, kind in enumerate(KIND_MARKERS):
+        for kind, (marker, colour) in KIND_STYLES.items():
             of = own["kind"] == kind
             if of.any():
-                style: Any = {"fmt": KIND_MARKERS[kind], "color": COLOURS[number], "markersize": 3.5, "elinewidth": 0.7}
+                style: Any = {"fmt": marker, "color": colour, "markersize": 3.5, "elinewidth": 0.7}
                 panel.errorbar(x[of], y[of], xerr=own["error"][of], label=kind, alpha=0.8, **style)
         panel.axline((0, 0), slope=1, color=GREY, linewidth=0.7, linestyle=":")
         r = pd.Series({key: np.corrcoef(x[o.index], y[o.index])[0, 1] for key, o in own.groupby(CASE)})
@@ -151,9 +152,9 @@ def people_figure(played: Played, points: pd.DataFrame, users: pd.DataFrame) -> 
     panel = axes[0, 0]
     handles, labels = [], []
     for number, (user, value) in enumerate(zip(own["user"], own["shapley"], strict=True)):
-        colour = COLOURS[list(KIND_MARKERS).index(kinds[number])]
+        marker, colour = KIND_STYLES[kinds[number]]
         style: Any = {"color": colour, "markersize": 7, "linestyle": "", "markeredgecolor": "white"}
-        handles += panel.plot(*flat[number], KIND_MARKERS[kinds[number]], markeredgewidth=0.4, zorder=4, **style)
+        handles += panel.plot(*flat[number], marker, markeredgewidth=0.4, zorder=4, **style)
         text = f"{number + 1} {shortened(str(user))} ({kinds[number]})"
         labels.append(text + (f": {value:+.3f}" if np.isfinite(value) else ""))
     for number, (name, marker) in enumerate(MODEL_MARKERS.items()):

@@ -45,7 +45,7 @@ from user_grouping_evaluation_sim.payout import misallocation
 from user_grouping_evaluation_sim.preferences import Crowd as VectorCrowd
 from user_grouping_evaluation_sim.settings import REGISTRIES
 from user_grouping_evaluation_sim.shapley import ShapleyEstimate, game_shapley_values
-from user_grouping_evaluation_sim.vector_world import Simulated, simulate
+from user_grouping_evaluation_sim.vector_world import Conduct, Simulated, simulate
 
 Combination = tuple[str, str, str]
 """(grouping, metric, scoring)"""
@@ -86,8 +86,8 @@ class Played:
 
     @property
     def means(self) -> np.ndarray:
-        """(n, 28), of each person's texts."""
-        return np.array([own.mean(axis=0) for own in self.case.crowd.vectors], dtype=np.float64)
+        """(n, 28), of the texts that each person holds at first."""
+        return self.case.crowd.means_at(0.0)
 
     @property
     def base(self) -> np.ndarray:
@@ -132,7 +132,7 @@ def sampled_reference(
 ) -> ShapleyEstimate:
     """The sampled reference. vectors_of: coalitions (m, n) -> samples (m, samples, 28). base: of the untuned model."""
     crowd, metric = case.crowd, metric_of(settings.metric[0])
-    means = np.array([own.mean(axis=0) for own in crowd.vectors], dtype=np.float64)
+    means = crowd.means_at(0.0)
     static = static_game(means, base.astype(np.float64).mean(axis=0), crowd.centroid, metric)
 
     def game(coalitions: np.ndarray) -> np.ndarray:
@@ -256,7 +256,8 @@ def simulated(settings: Settings, played: Played, combination: Combination) -> S
     crowd = VectorCrowd(ids, played.means[None], centroid[None], played.base[None])
     rules = Rules(settings.num_groups, settings.num_rounds, settings.error_probability)
     rng = np.random.default_rng(played.case.streams("rounds"))
-    return simulate(crowd, grouping, metric, scoring, rules, rng)
+    conduct = Conduct(lambda t: played.case.crowd.means_at(t / settings.num_rounds)[None])
+    return simulate(crowd, grouping, metric, scoring, rules, rng, conduct=conduct)
 
 
 # ---------------------------------------------------------------- tables

@@ -9,7 +9,7 @@ from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.options import EngineOptions, check_engine_options
 from user_grouping_evaluation_sim.settings import REGISTRIES
 
-KINDS = ("on", "half", "random", "off", "copyist", "spammer")
+KINDS = ("on", "half", "random", "off", "copyist", "spammer", "turncoat")
 MOST_USERS_EXACT = 8
 
 
@@ -23,7 +23,8 @@ class Settings(EngineOptions):
     text_column: str = "text"
     """Of the file: the text; essays are cut into pieces of up to 40 words at sentence ends."""
     kinds: tuple[str, ...] = ("on", "on", "on", "half", "random", "off")
-    """Of simulated people, in turn: on, half, random, off target, copyist (of the first on target), spammer."""
+    """Of simulated people, in turn: on, half, random, off target, copyist (of the first on target; several are a
+    sybil's accounts), spammer, turncoat (on target in the first 40 % of the rounds, then off)."""
     target_emotion: tuple[str, ...] = ("joy",)
     """GoEmotions labels; each is a target with crowds of its own."""
     num_crowds: int = 1

@@ -38,13 +38,15 @@ class Candidates:
 
 @dataclass(frozen=True)
 class TextWorld:
-    """texts: each person's. pool: all of them, which go through the frozen layers together. centroid: (28,).
+    """texts: each person's, in the round of a number. pool: all of them, which go through the frozen layers together.
+    centroid: (28,).
 
     budget: texts that a candidate is tuned on. judged: filled round by round with the mean vector (28,) of a fresh
     sample of the model that the round begins with, which no choice has seen.
     """
 
-    texts: Sequence[Texts]
+    texts: Callable[[int], Sequence[Texts]]
+    pool: Texts
     centroid: np.ndarray
     metric: Metric
     budget: int
@@ -52,18 +54,15 @@ class TextWorld:
     ask: Ask
     judged: list[np.ndarray] = field(default_factory=list)
 
-    @property
-    def pool(self) -> Texts:
-        return tuple(text for own in self.texts for text in own)
-
     def propose(self, model: list[Model], shares: Shares, round_number: int) -> Candidates:
         weights = [np.where(shares.labels[0] == group, shares.weights[0], 0.0) for group in range(shares.num_groups)]
         if shares.merged_weights is not None:
             weights.append(shares.merged_weights[0])
         rng = np.random.default_rng(self.streams("texts", round_number))
-        drawn = [draw_texts(self.texts, own, self.budget, rng) for own in weights]
+        texts = self.texts(round_number)
+        drawn = [draw_texts(texts, own, self.budget, rng) for own in weights]
         seed = self.streams("tuning", round_number)
-        models = tuple(Tuned(texts, model[0], seed, self.pool) for texts in drawn)
+        models = tuple(Tuned(own, model[0], seed, self.pool) for own in drawn)
         return Candidates(models, round_number)
 
     def gains(self, model: list[Model], candidates: Candidates) -> np.ndarray:

@@ -40,6 +40,12 @@ from user_grouping_evaluation_sim.scoring import attributed, marginal, ranked
 
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = [tuple(f"text {i} of person {k}" for i in range(4)) for k in range(5)]
+TURNED = [tuple(f"other text {i} of person 0" for i in range(4)), *PEOPLE[1:]]
+
+
+def contributed(round_number):
+    """The first person turns coat in round 3."""
+    return PEOPLE if round_number < 3 else TURNED
 
 
 def vector_of(text):
@@ -69,7 +75,8 @@ def fake_ask(requests):
 def test_the_loop_is_its_literal_transcription(scoring):
     """Groups, texts by largest remainder, candidates from the incumbent, fresh samples, plus selection."""
     centroid, streams, budget, rounds = vector_of("aim"), Streams(3, "crowd"), 7, 8
-    world = TextWorld(PEOPLE, centroid, l2, budget, streams, fake_ask)
+    pool = sum(PEOPLE, TURNED[0])
+    world = TextWorld(contributed, pool, centroid, l2, budget, streams, fake_ask)
     rules = Rules(2, rounds, 0.0)
     steps = list(compete(world, [None], (1, 5), random, scoring, rules, np.random.default_rng(1)))
 
@@ -88,10 +95,10 @@ def test_the_loop_is_its_literal_transcription(scoring):
                 left = [e - c for e, c in zip(exact, counts, strict=True)]
                 counts[left.index(max(left))] += 1
             texts = []
-            for own, count in zip(PEOPLE, counts, strict=True):
+            for own, count in zip(contributed(t), counts, strict=True):
                 order = drawing.permutation(len(own)).tolist()
                 texts += [own[order[i % len(own)]] for i in range(count)]
-            candidates.append(Tuned(tuple(texts), model, streams("tuning", t), tuple(sum(PEOPLE, ()))))
+            candidates.append(Tuned(tuple(texts), model, streams("tuning", t), pool))
         sample = streams("selection", t)
         own = -np.linalg.norm(write(model, sample).mean(axis=0) - centroid)
         gains = [-np.linalg.norm(write(c, sample).mean(axis=0) - centroid) - own for c in candidates]
@@ -337,7 +344,7 @@ def run(world, call):
 
 
 def test_files_of_a_run_and_its_verification(run):
-    for name in "users rounds coalitions points summary estimates progress finals agreement reliability".split():
+    for name in "users rounds coalitions points summary estimates progress finals agreement reliability ledger".split():
         assert (run / f"{name}.csv").exists(), name
     for name in ("agreement", "coalitions", "progress", "people"):
         assert (run / f"{name}.png").stat().st_size > 5000
@@ -361,6 +368,24 @@ def test_a_changed_coalition_is_found(run, tmp_path):
     table.to_csv(copy / "coalitions.csv", index=False)
     differences, _ = verify_run(copy)
     assert any("shapley is not that of coalitions.csv" in line for line in differences)
+
+
+def test_a_changed_pay_or_ledger_is_found(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    table = pd.read_csv(copy / "points.csv")
+    assert table["pay"].notna().all() and (table["pay"] >= 0).all()
+    for (scoring, seed), own in table.groupby(["scoring", "seed"]):
+        finals = pd.read_csv(copy / "finals.csv").query(f"seed == {seed}").set_index("model")["value"]
+        last = pd.read_csv(copy / "finals.csv").query(f"seed == {seed} and scoring == '{scoring}'")["value"].item()
+        assert own["pay"].sum() == max(0, round((last - finals["base"]) * 1e6))
+    table.loc[2, "pay"] += 1
+    table.to_csv(copy / "points.csv", index=False)
+    who = "points.csv: row 4: joy, crowd 1, seed 0, random, l2, marginal, "
+    assert any(line.startswith(who) and "by ledger.csv" in line for line in verify_run(copy)[0])
+    path = copy / "ledger.csv"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(",candidate,2,", ",candidate,3,", 1), encoding="utf-8")
+    assert any("(SHA-256 differs)" in line for line in verify_run(copy)[0])
 
 
 @pytest.mark.parametrize("column", ["predicted", "observed", "needed"])
@@ -399,6 +424,15 @@ def test_sampled_reference_and_anonymous_people(call, tmp_path):
     points = pd.read_csv(tmp_path / "sampled" / "points.csv")
     assert points["user"].tolist() == [1, 2, 3] and points["shapley"].notna().all()
     assert len(pd.read_csv(tmp_path / "sampled" / "coalitions.csv")) == 6
+    assert verify_run(tmp_path / "sampled")[0] == []
+
+
+def test_without_a_reference_there_is_no_pay(call, tmp_path):
+    call(tmp_path / "none", "--reference", "none", "--scoring", "ranked")
+    assert pd.read_csv(tmp_path / "none" / "points.csv")[["pay", "shapley"]].isna().all(axis=None)
+    assert not (tmp_path / "none" / "ledger.csv").exists()
+    assert "ledger" not in (tmp_path / "none" / "report.html").read_text()
+    assert verify_run(tmp_path / "none")[0] == []
 
 
 @pytest.mark.parametrize(

@@ -318,12 +318,13 @@ def test_kinds_hold_what_they_are_named_for():
 def test_only_copyists_hold_what_another_holds(kinds, texts_per_user, neighbours, target, seed):
     source = corpus(30)
     arguments = (source, target, kinds, texts_per_user, neighbours, map_texts)
-    copied = "on" if "on" in kinds else next((kind for kind in kinds if kind != "copyist"), None)
+    copied = next((k for k in kinds if k in ("on", "turncoat")), next((k for k in kinds if k != "copyist"), None))
     if copied is None or (len(kinds) > 1 and kinds.count("copyist") == len(kinds) - 1):
         refusal(simulated_crowd, *arguments, np.random.default_rng(seed))
         return
     got = simulated_crowd(*arguments, np.random.default_rng(seed))
-    held = [text for person in got.people if person.kind != "copyist" for text in sorted(set(person.texts))]
+    own = [(*person.texts, *person.later) for person in got.people if person.kind != "copyist"]
+    held = [text for texts in own for text in sorted(set(texts))]
     assert len(held) == len(set(held))
     assert len(set(got.near_texts)) == neighbours and not set(got.near_texts) & set(held)
     original = next(person for person in got.people if person.kind == copied)
@@ -332,6 +333,7 @@ def test_only_copyists_hold_what_another_holds(kinds, texts_per_user, neighbours
         assert len(set(person.texts)) == texts_per_user or person.kind in ("spammer", "copyist")
         assert person.kind != "copyist" or person.texts == original.texts
         np.testing.assert_array_equal(vectors, map_texts(person.texts))
+        assert len(person.later) == (texts_per_user if person.kind == "turncoat" else 0)
     vectors = map_texts(source.texts)
     best = vectors[:, EMOTIONS.index(target)].argmax()
     assert source.texts[best] not in held and source.texts[best] not in got.near_texts
@@ -340,6 +342,22 @@ def test_only_copyists_hold_what_another_holds(kinds, texts_per_user, neighbours
     assert got.near_texts == tuple(source.texts[free[i]] for i in np.argsort(distances, kind="stable")[:neighbours])
     again = simulated_crowd(*arguments, np.random.default_rng(seed))
     assert (again.people, again.near_texts) == (got.people, got.near_texts)
+
+
+def test_a_turncoat_is_an_honest_twin_who_later_contributes_other_texts():
+    kinds = ["turncoat", "on", "half", "random", "off", "copyist"]
+    crowd, twins = (
+        simulated_crowd(corpus(), "joy", each, 5, 8, map_texts, np.random.default_rng(3))
+        for each in (kinds, ["on", *kinds[1:]])
+    )
+    for over, whose in ((0.0, twins), (0.39, twins), (0.4, crowd), (1.0, crowd)):
+        first = 0 if whose is twins else 1
+        assert crowd.texts_at(over)[first:] == twins.texts_at(over)[first:]
+        np.testing.assert_array_equal(crowd.means_at(over)[first:], twins.means_at(over)[first:])
+    assert crowd.near_texts == twins.near_texts
+    turned = crowd.texts_at(0.4)[0]
+    assert turned == crowd.people[0].later and len({text.partition(":")[0] for text in turned} | {"joy"}) == 2
+    np.testing.assert_allclose(crowd.means_at(0.4)[0], map_texts(turned).mean(axis=0))
 
 
 def test_just_enough_texts_are_enough():
