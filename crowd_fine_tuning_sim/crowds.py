@@ -22,7 +22,7 @@ from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS, load_corpus
 from point_in_space_sim.engine.assets import PinnedWheel, wheel_folder
 from point_in_space_sim.target import distances_to, emotion_target, find_neighbourhood
-from user_grouping_evaluation_sim.incentives import TURNS
+from user_grouping_evaluation_sim.incentives import TURNS, linked
 
 SOURCES = ("shipped", "chitchat")
 HELD_OUT = 3000
@@ -479,16 +479,36 @@ def near_duplicates(people: Sequence[Person]) -> np.ndarray:
     letter case and all that is neither letter nor digit, or whose word 3-shingles have a Jaccard similarity with the
     text's of at least 0.8.
     """
+    holders = _holders_of_alike(people)
+    return np.array([sum(who != {i} for who in own) for i, own in enumerate(holders)], dtype=np.int64)
+
+
+def taken_for(people: Sequence[Person], share: float) -> np.ndarray:
+    """
+    Who is taken for whom by their texts, (n,): the first person whom one reaches by chains of people of whom one holds
+    near-duplicates of at least `share` of the other's texts. For incentives.split_by.
+    """
+    near = np.zeros((len(people), len(people)), dtype=bool)
+    for i, own in enumerate(_holders_of_alike(people)):
+        counts = Counter(other for who in own for other in who)
+        for other, count in counts.items():
+            near[i, other] = count >= share * len(own)
+    return linked(near)
+
+
+def _holders_of_alike(people: Sequence[Person]) -> list[list[set[int]]]:
+    """Of each text of each person, who holds a near-duplicate of it, the person included."""
     keys = [[_key(text) for text in person.texts] for person in people]
     shingles = [[_shingles(text) for text in person.texts] for person in people]
     by_key, by_shingles = _holders(keys), _holders(shingles)
     like = _similar([shingle_set for shingle_set in by_shingles if shingle_set])
-    counts = np.zeros(len(people), dtype=np.int64)
-    for person in range(len(people)):
-        for key, own in zip(keys[person], shingles[person], strict=True):
-            holders = [by_key[key], *(by_shingles[other] for other in like.get(own, ()))]
-            counts[person] += any(holder != {person} for holder in holders)
-    return counts
+    return [
+        [
+            by_key[key].union(*(by_shingles[other] for other in like.get(own, ())))
+            for key, own in zip(keys[person], shingles[person], strict=True)
+        ]
+        for person in range(len(people))
+    ]
 
 
 def _key(text: str) -> str:

@@ -23,6 +23,7 @@ from crowd_fine_tuning_sim.crowds import (
     read_chitchat,
     real_crowd,
     simulated_crowd,
+    taken_for,
 )
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS, load_corpus
@@ -419,6 +420,27 @@ def test_near_duplicates_by_hand():
     # eight of ten shingles are shared by eleven words whose last one differs: 8 / 10
     assert near_duplicates(people).tolist() == literally(people) == [2, 3, 0]
     assert near_duplicates([]).shape == (0,)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(WORDS | VARIANTS, min_size=1, max_size=4), min_size=1, max_size=5), st.floats(0.1, 1))
+def test_who_is_taken_for_whom_by_the_definition(texts, share):
+    """Two people alone: those of whom one holds alikes of enough of the other's texts; then chains."""
+    people = [Person(str(i), "real", tuple(held)) for i, held in enumerate(texts)]
+    n = len(people)
+    linked = [[i == j for j in range(n)] for i in range(n)]
+    for i, j in ((i, j) for i in range(n) for j in range(n) if i != j):
+        if literally([people[i], people[j]])[0] >= share * len(people[i].texts):
+            linked[i][j] = linked[j][i] = True
+    expected = []
+    for i in range(n):
+        reached, waiting = set(), [i]
+        while waiting:
+            here = waiting.pop()
+            reached.add(here)
+            waiting += [k for k in range(n) if linked[here][k] and k not in reached]
+        expected.append(min(reached))
+    assert taken_for(people, share).tolist() == expected
 
 
 def test_copyists_are_near_duplicates_and_spammers_alone_are_not():

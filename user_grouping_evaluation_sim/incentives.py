@@ -200,12 +200,17 @@ def _attend(scene: Scene, attend: Callable[[int], np.ndarray]) -> Play:
 
 def quotient(vectors: np.ndarray, tolerance: float) -> np.ndarray:
     """Who is taken for whom, (n,): the first user whose contribution (n, d) is within `tolerance` of one's own, by
-    chains (single linkage). Only where the coordinator sees contributions."""
-    n = len(vectors)
+    chains. Only where the coordinator sees contributions."""
     squares = (vectors**2).sum(axis=1)
     # Rounding leaves equal vectors a little apart, or together less than nothing.
     apart = np.maximum(squares[:, None] + squares - 2 * vectors @ vectors.T, 0)
-    near = apart <= tolerance**2 + 1e-9 * squares.max(initial=0)
+    return linked(apart <= tolerance**2 + 1e-9 * squares.max(initial=0))
+
+
+def linked(near: np.ndarray) -> np.ndarray:
+    """The first user whom one reaches by chains of who is near whom (n, n), (n,): single linkage."""
+    n = len(near)
+    near = near | near.T | np.eye(n, dtype=bool)
     first = np.arange(n)
     for _ in range(n):
         reached = np.where(near, first, n).min(axis=1)

@@ -1,0 +1,163 @@
+"""What it brings to take people for one who hold near-duplicates of each other's texts: the quotient, with texts.
+
+Real people, whose mean text vectors play experiment 2's competition: no model is tuned. One of them opens more accounts
+with the same texts, from which words are left out at random. The rule is fixed: people of whom one holds
+near-duplicates of half of the other's texts are taken for one (crowds.taken_for).
+
+Run: python crowd_fine_tuning_sim/study_copies.py
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from crowd_fine_tuning_sim.crowds import Crowd, Person, eligible, load_source, real_crowd, taken_for
+from experiment.command_line import CommonSettings, run_script
+from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
+from experiment.files import ROOT
+from experiment.statistics import mean_interval
+from experiment.tables import write_table
+from point_in_space_sim.engine.assets import cache_folder
+from point_in_space_sim.mapper import load_mapper, map_texts
+from user_grouping_evaluation_sim.competition import Rules
+from user_grouping_evaluation_sim.grouping import GROUPINGS
+from user_grouping_evaluation_sim.incentives import ACCOUNTS, ratio_interval, split_by
+from user_grouping_evaluation_sim.metrics import l2
+from user_grouping_evaluation_sim.preferences import Crowd as VectorCrowd
+from user_grouping_evaluation_sim.scoring import attributed
+from user_grouping_evaluation_sim.shapley import shapley_values
+from user_grouping_evaluation_sim.tables import pearson
+from user_grouping_evaluation_sim.vector_world import simulate
+
+RESULTS = ROOT / "results" / "crowd_fine_tuning_sim" / "copies"
+TARGETS = ("curiosity", "admiration", "amusement", "love")
+RULES = Rules(num_groups=2, num_rounds=12, error_probability=0.0)
+LEFT_OUT = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of a copy's words
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Settings(CommonSettings):
+    seed: int = 7000
+    num_runs: int = 24
+    """Crowds, their targets in turn."""
+    crowd: str = "chitchat"
+    """As of run.py."""
+    user_column: str = "user"
+    text_column: str = "text"
+    num_users: int = 6
+    texts_per_user: int = 12
+
+
+def with_copies(people: Sequence[Person], left_out: float, rng: np.random.Generator) -> list[Person]:
+    """The people, and more accounts of the first, from whose texts each word is left out with this probability."""
+    copies = []
+    for account in range(1, ACCOUNTS):
+        words = [text.split() for text in people[0].texts]
+        kept = [[word for word in own if rng.random() >= left_out] or own[:1] for own in words]
+        copies.append(replace(people[0], name=f"copy {account}", texts=tuple(" ".join(own) for own in kept)))
+    return [*people, *copies]
+
+
+def paid(crowd: Crowd, means: np.ndarray, first: np.ndarray, start: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+    """(accounts,): attributed pay of a competition among those who are told apart, each one's shared evenly."""
+    people = np.unique(first)
+    world = VectorCrowd(people[None], means[people][None], crowd.centroid[None], start[None])
+    found = simulate(world, GROUPINGS["random"], l2, attributed, RULES, np.random.default_rng(seed))
+    pay = np.zeros(len(means))
+    pay[people] = found.pay[0]
+    return split_by(first, pay)
+
+
+def merged_table(people: Sequence[Person], settings: Settings) -> pd.DataFrame:
+    """merged.csv: the share of honest people who are taken for another one, by the share of texts that it takes."""
+    rng = np.random.default_rng((settings.seed, 0))
+    held = settings.texts_per_user
+    drawn = [replace(p, texts=tuple(p.texts[i] for i in rng.choice(len(p.texts), held, False))) for p in people]
+    rows = [[share, len(drawn), held, np.mean(taken_for(drawn, share) != np.arange(len(drawn)))] for share in SHARES]
+    return pd.DataFrame(rows, columns=["share", "people", "texts", "merged"])
+
+
+def main(settings: Settings) -> None:
+    folder = settings.output_dir or RESULTS
+    source = load_source(settings.crowd, settings.user_column, settings.text_column)
+    mapper = load_mapper("embedded")
+
+    def mapped(texts: Sequence[str]) -> np.ndarray:
+        return map_texts(mapper, texts, cache_folder=cache_folder() / "vectors")
+
+    start = mapped(list(dict.fromkeys(text for person in source.people for text in person.texts))[:500]).mean(axis=0)
+    honest, lost = np.zeros(settings.num_runs), np.zeros(settings.num_runs)
+    found, apart, together = np.zeros((3, len(LEFT_OUT), settings.num_runs))
+    for run in tqdm(range(settings.num_runs), desc="crowds", dynamic_ncols=True):
+        rng = np.random.default_rng((settings.seed, 1, run))
+        target = TARGETS[run % len(TARGETS)]
+        crowd = real_crowd(source, target, settings.num_users, settings.texts_per_user, 100, mapped, rng)
+        means, n, seed = crowd.means_at(0.0), settings.num_users, (settings.seed, 2, run)
+        shapley = shapley_values(means, crowd.centroid, l2, method="exact").values
+        pay = paid(crowd, means, np.arange(n), start, seed)
+        honest[run] = pay[0]
+        by_quotient = paid(crowd, means, taken_for(crowd.people, SHARE), start, seed)
+        lost[run] = pearson(pay, shapley) - pearson(by_quotient, shapley)
+        for row, left_out in enumerate(LEFT_OUT):
+            accounts = with_copies(crowd.people, left_out, rng)
+            extra = [mapped(person.texts).astype(np.float64).mean(axis=0) for person in accounts[n:]]
+            first, everybody = taken_for(accounts, SHARE), np.vstack([means, *extra])
+            own = [0, *range(n, len(accounts))]
+            found[row, run] = (first[n:] == first[0]).mean()
+            apart[row, run] = paid(crowd, everybody, np.arange(len(accounts)), start, seed)[own].sum()
+            together[row, run] = paid(crowd, everybody, first, start, seed)[own].sum()
+    tables = {"merged": merged_table(eligible(source, settings.texts_per_user), settings)}
+    tables["copies"] = copies_table(honest, found, apart, together)
+    r_lost = [SHARE, *map(float, mean_interval(lost))]
+    tables["honest"] = pd.DataFrame([r_lost], columns=["share", "lost", "low", "high"])
+    for name, table in tables.items():
+        write_table(table, folder, name, "%.6g")
+    save_figure(copies_figure(tables["copies"], tables["merged"]), folder, "copies")
+    print(f"results: {folder}")
+
+
+def copies_table(honest: np.ndarray, found: np.ndarray, apart: np.ndarray, together: np.ndarray) -> pd.DataFrame:
+    """copies.csv: what all accounts of a sybil are paid over its honest twin, with 95 % intervals over crowds: each
+    taken for a person of its own, and by the quotient. honest: (runs,), the others (LEFT_OUT, runs)."""
+    rows = []
+    for row, left_out in enumerate(LEFT_OUT):
+        alone, by_quotient = ratio_interval(apart[row], honest), ratio_interval(together[row], honest)
+        rows.append([left_out, found[row].mean(), *alone, *by_quotient])
+    names = [f"{what}{end}" for what in ("gain", "quotient_gain") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["left_out", "found", *names])
+
+
+def copies_figure(copies: pd.DataFrame, merged: pd.DataFrame) -> Figure:
+    """Left a sybil's gain and the copies that are found, by words left out; right the honest people who are merged."""
+    figure, axes = new_figure(1, 2, width=7.4, height=3.4)
+    left, right = axes[0]
+    for number, (column, label) in enumerate(
+        (("gain", "each account by itself"), ("quotient_gain", "by the quotient"))
+    ):
+        ends: Any = [copies[column] - copies[f"{column}_low"], copies[f"{column}_high"] - copies[column]]
+        style: Any = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": LINES[number], "ms": 4}
+        left.errorbar(copies["left_out"], copies[column], yerr=ends, label=label, **style)
+    style = {"color": COLOURS[2], "marker": MARKERS[2], "linestyle": LINES[2], "ms": 4}
+    left.plot(copies["left_out"], copies["found"], label="share of its copies found", **style)
+    left.axhline(1, color="black", linewidth=0.6, linestyle=":")
+    left.set_ylim(0, None)
+    left.set_xlabel("share of a copy's words left out")
+    left.set_ylabel("pay of 5 accounts over the honest twin's")
+    right.plot(merged["share"], 100 * merged["merged"], color="black", marker="o", ms=4)
+    right.set_xlabel("share of texts that must have near-duplicates")
+    right.set_ylabel("honest people taken for another (%)")
+    right.set_ylim(0, None)
+    legend_below(figure, left, 3)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(run_script("crowd_fine_tuning_sim.study_copies", Settings, {"default": {}}, __doc__))
