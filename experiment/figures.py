@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiment.files import replace_atomically
@@ -38,9 +39,15 @@ def new_figure(
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """One legend for the figure, outside the data, from the labels of `axes`."""
+    """One legend for the figure, outside the data, from the labels of `axes`: in at most so many columns, in fewer
+    where they would be wider than the figure."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for fewer in range(columns, 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=fewer)
+        if legend.get_window_extent(renderer).width <= figure.bbox.width or fewer == 1:
+            return
+        legend.remove()
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
@@ -51,3 +58,4 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
     ):
         with replace_atomically(folder / f"{name}.{ending}") as temporary:
             figure.savefig(temporary, **options)  # type: ignore[arg-type]
+        figure.set_layout_engine("none")  # found once: it takes longer than drawing

@@ -89,8 +89,9 @@ def test_coefficients_and_variances_settle_where_a_dense_solution_is(monkeypatch
     found = attributed_history(history, 40)
     normal = partial(attribution._normal, found.strata, history, 40)
     for _ in range(200):  # the same rounds again and again: only the variances move
-        found = attribution._with_variances(found, normal)
-        found = attribution.replace(found, solved=attribution._solve(found, normal))
+        found = attribution._solve(attribution._with_variances(found), normal)
+    for key, product in normal(found.solved).items():  # kept from step to step, and still what it is to be
+        np.testing.assert_allclose(found.products[key], product, rtol=1e-8, atol=1e-8)
     rows = literal_attribution.equations(of_run(history, 0), 4, 40)
     state = {"errors": found.errors[:, 0], "spread": found.spread[0], "drift": found.drift[0]}
     matrix, right = literal_attribution.system(rows, state, users)

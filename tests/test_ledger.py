@@ -35,7 +35,7 @@ from user_grouping_evaluation_sim.scoring import SCORINGS, marginal
 from user_grouping_evaluation_sim.settings import Settings
 from user_grouping_evaluation_sim.tables import account_of
 from user_grouping_evaluation_sim.vector_world import Conduct, VectorWorld, simulate
-from user_grouping_evaluation_sim.verification import half_a_digit
+from user_grouping_evaluation_sim.verification import half_a_digit, points_may_differ
 
 RUNS, USERS, ROUNDS, DELTA = 3, 9, 30, 0.13
 IDS = [f"user {i}, {text}" for i, text in enumerate(["", '"', "é", "a\nb", "*", "%20", " ", "1.0", "-"])]
@@ -232,7 +232,7 @@ def checked(folder):
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     points = pd.read_csv(folder / "points.csv", dtype={"user": str})
     expected = [("random", "l2", scoring, "0") for scoring in record["scoring"]]
-    return check_ledger(folder, FORM, expected, points, record, record["delta"], tolerance=half_a_digit)
+    return check_ledger(folder, FORM, expected, points, record, record["delta"], tolerance=points_may_differ)
 
 
 def hide(folder):

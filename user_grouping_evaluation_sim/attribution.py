@@ -12,13 +12,14 @@ all rounds alike, without it those before the model's move.
 Coefficients solve the mixed model's equations (Henderson, 1975), by conjugate gradients that go on from the round
 before. The variances are found by expectation maximisation, a step a round (Laird and Ware, 1982); its traces are
 estimated with random signs (Hutchinson, 1990). A round costs O(users^2), or, where the matrices would not fit into
-memory, O(users) for every round so far.
+memory, O(users) for every round so far. What the equations' matrices make of the solution is kept beside it, so that
+each of them is gone through once an iteration, and no more.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
@@ -61,14 +62,17 @@ class Equations:
         )
 
 
-Strata = Mapping[tuple[int, int], Equations]
-"""By kind of candidate and block of rounds."""
+Stratum = tuple[int, int]
+"""Kind of candidate and block of rounds."""
+Strata = Mapping[Stratum, Equations]
+Products = Mapping[Stratum, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Attribution:
     """After so many `rounds`, for R runs of n users. errors: (KINDS, R), spread, drift: (R,), the variances.
-    solved: (1 + BLOCKS, R, n, 1 + probes), beta and each d, and the same of the probes."""
+    solved: (1 + BLOCKS, R, n, 1 + probes), beta and each d, and the same of the probes. products: each stratum's
+    x'x times (beta + d), (R, n, 1 + probes)."""
 
     rounds: int
     strata: Strata
@@ -76,6 +80,7 @@ class Attribution:
     spread: np.ndarray
     drift: np.ndarray
     solved: np.ndarray
+    products: Products
 
     @property
     def begun(self) -> int:
@@ -103,14 +108,14 @@ def attribute(before: Attribution | None, history: Sequence["Round"], measured: 
     if before is None:
         found = _begin({(kind, block): equations for kind, equations in new.items()})
     else:
-        strata = dict(before.strata)
+        strata, products = dict(before.strata), dict(before.products)
+        more = _normal_of(last, before.solved[0] + before.solved[1 + block])
         for kind, equations in new.items():
-            known = strata.get((kind, block))
-            strata[kind, block] = equations if known is None else known.with_more(equations)
-        found = replace(before, rounds=before.rounds + 1, strata=strata)
-    normal = partial(_normal, found.strata, history, measured)
-    found = replace(found, solved=_solve(found, normal))
-    return _with_variances(found, normal)
+            key = kind, block
+            strata[key] = strata[key].with_more(equations) if key in strata else equations
+            products[key] = products[key] + more[kind] if key in products else more[kind]
+        found = replace(before, rounds=before.rounds + 1, strata=strata, products=products)
+    return _with_variances(_solve(found, partial(_normal, found.strata, history, measured)))
 
 
 def block_of(number: int, measured: int) -> int:
@@ -166,24 +171,28 @@ def incidence(past: "Round") -> scipy.sparse.csc_array:
     return scipy.sparse.csc_array(entries, shape=(runs * groups, past.labels.size))
 
 
-def _normal(strata: Strata, history: Sequence["Round"], measured: int, u: np.ndarray) -> dict[tuple[int, int], Any]:
+def _normal(strata: Strata, history: Sequence["Round"], measured: int, u: np.ndarray) -> Products:
     """x'x (beta + d) of every stratum: u (1 + BLOCKS, R, n, columns) -> (R, n, columns) each."""
     if all(equations.gram is not None for equations in strata.values()):
         return {key: equations.gram @ (u[0] + u[1 + key[1]]) for key, equations in strata.items()}
     result = {key: np.zeros(u.shape[1:]) for key in strata}
-    for block in range(BLOCKS):
-        both = u[0] + u[1 + block]
-        for number, past in enumerate(history, start=1):
-            if block_of(number, measured) != block:
-                continue
-            rows = incidence(past)
-            sums = (rows @ both.reshape(-1, u.shape[-1])).reshape(*past.rewards.shape, -1)
-            apart = sums - sums.mean(axis=1, keepdims=True)
-            result[0, block] += (rows.T @ apart.reshape(-1, u.shape[-1])).reshape(both.shape)
-            if past.merged_weights is not None:
-                merged = merged_design(past, past.merged_weights)[..., None]
-                result[1, block] += merged * (merged * both).sum(axis=1, keepdims=True)
+    for number, past in enumerate(history, start=1):
+        block = block_of(number, measured)
+        for kind, product in _normal_of(past, u[0] + u[1 + block]).items():
+            result[kind, block] += product
     return result
+
+
+def _normal_of(past: "Round", both: np.ndarray) -> dict[int, np.ndarray]:
+    """x'x (beta + d) of one round, by kind of candidate: (R, n, columns) -> the same."""
+    rows = incidence(past)
+    sums = (rows @ both.reshape(-1, both.shape[-1])).reshape(*past.rewards.shape, -1)
+    apart = sums - sums.mean(axis=1, keepdims=True)
+    found = {0: (rows.T @ apart.reshape(-1, both.shape[-1])).reshape(both.shape)}
+    if past.merged_weights is not None:
+        merged = merged_design(past, past.merged_weights)[..., None]
+        found[1] = merged * (merged * both).sum(axis=1, keepdims=True)
+    return found
 
 
 # ---------------------------------------------------------------- their solution
@@ -198,7 +207,8 @@ def _begin(strata: Strata) -> Attribution:
     spread = half * max(first.count, 1) / np.where(weights > 0, weights, 1.0)
     probes = 1 if first.gram is None else PROBES
     solved = np.zeros((1 + BLOCKS, runs, users, 1 + probes))
-    return Attribution(1, strata, np.stack([half] * KINDS), spread, FIRST_DRIFT * spread, solved)
+    products = {key: np.zeros(solved.shape[1:]) for key in strata}
+    return Attribution(1, strata, np.stack([half] * KINDS), spread, FIRST_DRIFT * spread, solved, products)
 
 
 @cache
@@ -212,7 +222,7 @@ def _prior(found: Attribution) -> np.ndarray:
     return 1 / np.stack([found.spread, *[found.drift] * BLOCKS])[:, :, None, None]
 
 
-def _weighed(found: Attribution, by_stratum: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
+def _weighed(found: Attribution, by_stratum: Products) -> np.ndarray:
     """The strata's numbers (R, n, columns), summed by precision for each d, and for beta: (1 + BLOCKS, R, n, ...)."""
     result = np.zeros((1 + BLOCKS, *next(iter(by_stratum.values())).shape))
     for (kind, block), numbers in by_stratum.items():
@@ -227,7 +237,7 @@ def _preconditioner(found: Attribution) -> np.ndarray:
     return _weighed(found, diagonals) + _prior(found)
 
 
-def _solve(found: Attribution, normal: Callable[[np.ndarray], Mapping[tuple[int, int], np.ndarray]]) -> np.ndarray:
+def _solve(found: Attribution, normal: Callable[[np.ndarray], Products]) -> Attribution:
     """A few steps of preconditioned conjugate gradients from what was solved before, all columns side by side."""
     prior, diagonal, u = _prior(found), _preconditioner(found), found.solved
     moments = {key: equations.moment[..., None] for key, equations in found.strata.items()}
@@ -238,26 +248,27 @@ def _solve(found: Attribution, normal: Callable[[np.ndarray], Mapping[tuple[int,
     def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.einsum("brnc,brnc->rc", a, b)[:, None]
 
-    left = wanted - _weighed(found, normal(u)) - prior * u
+    products = dict(found.products)
+    left = wanted - _weighed(found, products) - prior * u
     direction = left / diagonal
     size = product(left, direction)
     solved_to = CONVERGED**2 * product(wanted, wanted / diagonal)
     for _ in range(ITERATIONS):
-        through = _weighed(found, normal(direction)) + prior * direction
+        by_stratum = normal(direction)
+        through = _weighed(found, by_stratum) + prior * direction
         open_ = size > solved_to  # beyond, quotients of rounding errors would move it
         step = np.divide(size, product(direction, through), out=np.zeros_like(size), where=open_)
         u = u + step * direction
+        products = {key: product + step * by_stratum[key] for key, product in products.items()}
         left = left - step * through
         better = left / diagonal
         new = product(left, better)
         direction = better + np.divide(new, size, out=np.zeros_like(size), where=open_) * direction
         size = new
-    return u
+    return replace(found, solved=u, products=products)
 
 
-def _with_variances(
-    found: Attribution, normal: Callable[[np.ndarray], Mapping[tuple[int, int], np.ndarray]]
-) -> Attribution:
+def _with_variances(found: Attribution) -> Attribution:
     """One step of expectation maximisation: a variance is its estimates' mean square plus their uncertainty."""
     _, runs, users, columns = found.solved.shape
     signs, scale = _signs(users, columns - 1), _mean_square(found.strata)
@@ -268,7 +279,7 @@ def _with_variances(
     spread = np.where(varied, np.maximum(of_beta / users, LEAST_SPREAD * scale), found.spread)
     drift = np.mean(of_drifts, axis=0) / users if found.begun == BLOCKS else FIRST_DRIFT * spread
     squares, counts = np.zeros((KINDS, runs)), np.zeros(KINDS)
-    for (kind, block), product in normal(found.solved).items():
+    for (kind, block), product in found.products.items():
         equations = found.strata[kind, block]
         fitted = u[0] + u[1 + block]
         squares[kind] += equations.square - ((2 * equations.moment - product[..., 0]) * fitted).sum(axis=1)
