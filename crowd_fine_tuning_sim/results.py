@@ -389,7 +389,7 @@ def points_table(
                 standard_error=errors,
                 static_shapley=estimates[metric]["static"],
                 pay=pd.Series(units).astype("Int64"),
-                pay_standard_error=pay_errors,
+                pay_error=pay_errors,
             )
         )
     return pd.concat(frames, ignore_index=True)

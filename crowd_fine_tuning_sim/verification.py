@@ -20,7 +20,7 @@ from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
 from experiment.tables import read_table
 from user_grouping_evaluation_sim.ledger_check import check_ledger
 
-PAID = ["pay", "pay_standard_error"]
+PAID = ["pay", "pay_error"]
 TABLES = "users rounds coalitions points estimates progress finals agreement reliability summary".split()
 MAY_BE_NAN = "shapley standard_error pearson spearman misallocation value low high predicted observed needed".split()
 EXACT = 1e-9

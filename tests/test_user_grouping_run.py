@@ -68,6 +68,8 @@ MEASURES = [
     "gini",
 ]
 COLUMNS["audit"] = "strategy users grouping metric scoring pay_vs_twin low high shapley_vs_twin regret pearson".split()
+ABLATED = (m + end for m in ("pearson", "regret", "misallocation") for end in ("", "_low", "_high"))
+COLUMNS["ablation"] = ["pay", "steering", *COMBINATION[:2], "scoring", "runs", *ABLATED]
 COLUMNS["summary"] = [*COMBINATION, "runs", *(m + end for m in MEASURES for end in ("", "_low", "_high"))]
 TINY = ["--num-users", "6", "--num-groups", "2", "--num-rounds", "5", "--num-runs", "3", "--kernel-runs", "1"]
 DEFAULT = [*TINY, "--grouping", "random", "interleaved", "--metric", "l2", "dot"]  # fewer panels: they take seconds
@@ -322,6 +324,12 @@ def test_audit_and_absence(home, tmp_path):
     assert len(audit) == len(STRATEGIES) * 3 * 2 * 2  # groupings, metrics, scorings
     honest = audit[audit["strategy"] == "honest"]
     assert (honest[["pay_vs_twin", "low", "high", "shapley_vs_twin"]] == 1).all(axis=None)
+    ablation = tables(tmp_path / "a")["ablation"]
+    assert ablation["pay"].tolist() == ["marginal", "ranked", "attributed"] * 2
+    assert sorted(ablation["steering"]) == ["merged"] * 3 + ["squared"] * 3
+    same = ablation.merge(honest, on=COMBINATION)  # those that were asked for: played once, shown twice
+    assert set(same["scoring"]) == {"ranked", "attributed"} and (same["regret_x"] == same["regret_y"]).all()
+    assert ablation["misallocation"].between(0, 1).all()
     gone = audit[audit["strategy"] == "leave after round 1"]
     assert gone["shapley_vs_twin"].isna().all()
     more = [*options, "--metric", "l2", "--output-dir"]

@@ -10,7 +10,9 @@ from experiment.run_folder import Arrays
 from experiment.statistics import mean_interval
 from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.incentives import STRATEGIES, Play, Scene, chosen_users, ratio_interval
+from user_grouping_evaluation_sim.payout import misallocation
 from user_grouping_evaluation_sim.preferences import Crowd
+from user_grouping_evaluation_sim.scoring import PARTS
 from user_grouping_evaluation_sim.settings import Settings, functions_of, metric_of, stream
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.tables import COMBINATION, pearson
@@ -48,7 +50,13 @@ def audits_of(settings: Settings) -> list[Audit]:
         for scoring in settings.scoring
         for strategy in STRATEGIES
     ]
+    plays += [part for part in ablations_of(settings) if part not in plays]
     return plays + [Audit(strategy, metric) for metric in metrics for strategy in STRATEGIES if strategy != HONEST]
+
+
+def ablations_of(settings: Settings) -> list[Audit]:
+    """Every pair of a pay and a steering among honest users, by the first grouping and metric."""
+    return [Audit(HONEST, settings.metric[0], settings.grouping[0], scoring) for scoring in PARTS]
 
 
 def runs_of(settings: Settings) -> int:
@@ -101,15 +109,43 @@ def perform_audit(settings: Settings, crowd: Crowd, shapley: Mapping[str, np.nda
     }
 
 
-def audit_table(
+def ablation_table(
     tasks: Sequence[Audit], done: Mapping[str, Arrays], shapley: Mapping[str, np.ndarray], hull: np.ndarray
 ) -> pd.DataFrame:
-    """audit.csv: pay_vs_twin, the strategists' pay over that of the same users in the honest run, with its interval;
-    shapley_vs_twin the same of Shapley values, of strategies that stay the same. regret: the crowd's. pearson: of the
-    other users' points with their Shapley values in the honest crowd."""
+    """ablation.csv: what a pay and a steering come to together, with 95 % intervals over crowds."""
+    rows = []
+    for task in tasks:
+        own, values = done[task.name], shapley[task.metric]
+        start, final = own["distance"].T
+        measures = {
+            "pearson": pearson(own["points"], values),
+            "regret": (final - hull) / (start - hull),
+            "misallocation": misallocation(own["pay"], values),
+        }
+        row: dict[str, object] = dict(zip(("pay", "steering"), PARTS[task.scoring], strict=True))
+        row |= {"grouping": task.grouping, "metric": task.metric, "scoring": task.scoring, "runs": len(values)}
+        for name, numbers in measures.items():
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, mean_interval(numbers)), strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def audit_table(
+    tasks: Sequence[Audit],
+    scorings: Sequence[str],
+    done: Mapping[str, Arrays],
+    shapley: Mapping[str, np.ndarray],
+    hull: np.ndarray,
+) -> pd.DataFrame:
+    """audit.csv, of these scorings.
+
+    pay_vs_twin: the strategists' pay over that of the same users in the honest run, with its interval;
+    shapley_vs_twin: the same of Shapley values, of strategies that stay the same. regret: the crowd's. pearson: of the
+    other users' points with their Shapley values in the honest crowd.
+    """
     rows: list[list[object]] = []
     for task in tasks:
-        if not task.scoring:
+        if task.scoring not in scorings:
             continue
         own = done[task.name]
         twin = done[Audit(HONEST, task.metric, task.grouping, task.scoring).name]["pay"]

@@ -17,7 +17,14 @@ from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, open_run, shared_path
 from experiment.tables import LARGE, write_lines, write_table
 from user_grouping_evaluation_sim import tables
-from user_grouping_evaluation_sim.audit import audit_table, audits_of, perform_audit, runs_of
+from user_grouping_evaluation_sim.audit import (
+    ablation_table,
+    ablations_of,
+    audit_table,
+    audits_of,
+    perform_audit,
+    runs_of,
+)
 from user_grouping_evaluation_sim.ledger import MOST_NUMBERS, Account, ledger_lines, numbers_in
 from user_grouping_evaluation_sim.plots import draw, figures_of
 from user_grouping_evaluation_sim.preferences import Preferences, check_enough_users, read_matrix, read_movielens
@@ -62,9 +69,9 @@ def main(settings: Settings) -> None:
         with run.stage("simulation and Shapley values"):
             done = finish_tasks(run, settings, tasks, partial(perform, settings, preferences), "simulating")
         with run.stage("audit"):
-            audit = finish_audit(run, settings, preferences, done)
+            audits = finish_audits(run, settings, preferences, done)
         with run.stage("tables"):
-            frames = write_tables(run, settings, preferences, sizes, done, audit)
+            frames = write_tables(run, settings, preferences, sizes, done, audits)
         with run.stage("figures"):
             drawn = draw_figures(run, settings, preferences, frames, done)
         finish_with_report(
@@ -135,18 +142,22 @@ def rough_seconds(task: Task, num_rounds: int) -> float:
     return rounds * (2.5e-7 + (3e-8 * min(task.num_users, 10 * num_rounds) if fitted else 0))
 
 
-def finish_audit(
+def finish_audits(
     run: RunFolder, settings: Settings, preferences: Preferences, done: dict[str, Arrays]
-) -> pd.DataFrame | None:
-    """audit.csv's table."""
+) -> dict[str, pd.DataFrame]:
+    """The tables of strategies and of pay and steering, by name."""
     if not (tasks := audits_of(settings)):
-        return None
+        return {}
     runs = runs_of(settings)
     combinations = combinations_of(settings, preferences, done, settings.num_users, settings.num_groups)
     shapley = {combination.names[1]: combination.shapley[:runs] for combination in combinations}
     crowd = crowd_of(settings, preferences, settings.num_users, 0, runs)
     played = finish_tasks(run, settings, tasks, partial(perform_audit, settings, crowd, shapley), "auditing")
-    return audit_table(tasks, played, shapley, combinations[0].hull[:runs])
+    hull = combinations[0].hull[:runs]
+    return {
+        "audit": audit_table(tasks, settings.scoring, played, shapley, hull),
+        "ablation": ablation_table(ablations_of(settings), played, shapley, hull),
+    }
 
 
 def write_tables(
@@ -155,13 +166,11 @@ def write_tables(
     preferences: Preferences,
     sizes: Sequence[Size],
     done: dict[str, Arrays],
-    audit: pd.DataFrame | None,
+    audits: dict[str, pd.DataFrame],
 ) -> dict[str, pd.DataFrame]:
     """All of the run's tables, written and by name."""
     combinations = combinations_of(settings, preferences, done, *sizes[0])
-    frames = tables.run_tables(combinations)
-    if audit is not None:
-        frames["audit"] = audit
+    frames = tables.run_tables(combinations) | audits
     if settings.sweep:
         grid = [size for size in sizes if size[0] in settings.sweep_users and size[1] in settings.sweep_groups]
         by_size = {size: tables.runs_table(combinations_of(settings, preferences, done, *size)) for size in grid}

@@ -128,6 +128,7 @@ FILES = {
     "sweep": "the summary for every number of users and groups",
     "sweep_paired": "the differences, paired by run, for every number of users and groups",
     "audit": "strategies of users who do not play along: their pay beside that of honest twins",
+    "ablation": "every pay with every steering, among honest users",
     "best": "how often each combination is best over the sweep",
     "replication": "the same of the study's points, beside the shares that it published",
 }
@@ -144,6 +145,7 @@ def report_page(
         "summary": partial(summary_table, game=settings.reference),
         "paired": paired_table,
         "audit": audit_table,
+        "ablation": ablation_table,
         "best": best_table,
         "estimators": estimators_table,
     }
@@ -255,6 +257,22 @@ def paired_table(paired: pd.DataFrame) -> Table:
         " Negative distance and regret, positive r: the first of the two is better."
     )
     return Table("Compared in pairs", caption, ["difference", "with", *measures.values()], rows, "paired.csv")
+
+
+def ablation_table(ablation: pd.DataFrame) -> Table:
+    shown = {"r, points and Shapley": "pearson", "regret": "regret", "misallocated": "misallocation"}
+    rows: list[list[Value]] = [
+        [row["pay"], row["steering"], *(estimates(row, column) for column in shown.values())]
+        for row in ablation.to_dict("records")
+    ]
+    first = ablation.iloc[0]
+    caption = (
+        "What users are paid by, and what weighs them in the next round, in all pairs: squared points in groups, or a "
+        f"merged candidate (see scoring.py). {first['grouping']} grouping, {first['metric']}, {first['runs']} runs of "
+        f"honest users, static game; 95 % intervals. {REGRET} Misallocated: the share of the budget that goes to "
+        "others than Shapley values say."
+    )
+    return Table("Pay and steering apart", caption, ["pay", "steering", *shown], rows, "ablation.csv")
 
 
 def audit_table(audit: pd.DataFrame) -> Table:

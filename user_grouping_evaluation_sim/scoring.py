@@ -5,7 +5,8 @@ It returns the users' points and, if it wants to, weights for the next round: of
 one more candidate that merges the whole crowd. The two are separate functions, a pay and a steering, of the same form;
 any pair makes a scoring.
 
-To add one, write a function of the same form and name it in SCORINGS, or pass it as `module:function`.
+To add one, write a function of the same form and name it in PAYS or STEERINGS and PARTS, or pass it as
+`module:function`.
 """
 
 from collections.abc import Callable, Sequence
@@ -165,14 +166,21 @@ def squared_steering(standing: Standing, history: Sequence[Round], num_rounds: i
 
 
 def scored(pay: Scoring, steering: Scoring, standing: Standing, history: Sequence[Round], num_rounds: int) -> Standing:
+    """What `pay` pays, steered by `steering`."""
     return steering(pay(standing, history, num_rounds), history, num_rounds)
 
 
+PAYS: dict[str, Scoring] = {"marginal": marginal, "ranked": ranked, "attributed": attributed_pay}
+STEERINGS: dict[str, Scoring] = {"squared": squared_steering, "merged": merged_steering}
+PARTS = {
+    "marginal": ("marginal", "squared"),
+    "ranked": ("ranked", "squared"),
+    "attributed": ("attributed", "merged"),
+    "marginal_merged": ("marginal", "merged"),
+    "ranked_merged": ("ranked", "merged"),
+    "attributed_squared": ("attributed", "squared"),
+}
+"""Pay and steering of the scorings below."""
 SCORINGS: dict[str, Scoring] = {
-    "marginal": marginal,
-    "ranked": ranked,
-    "attributed": attributed,
-    "marginal_merged": partial(scored, marginal, merged_steering),
-    "ranked_merged": partial(scored, ranked, merged_steering),
-    "attributed_squared": partial(scored, attributed_pay, squared_steering),
+    name: partial(scored, PAYS[pay], STEERINGS[steering]) for name, (pay, steering) in PARTS.items()
 }
