@@ -127,15 +127,22 @@ def attributed(memory, history, num_rounds, num_groups):
     measured = round(num_rounds * min(high, max(low, scoring.MEASURED_EQUATIONS * n / num_groups / num_rounds)))
     state = step(memory.get("state"), equations(history, num_groups, measured), n, num_groups)
     beta, first_drift, second_drift = state["solved"][:, 0].reshape(3, n)
-    paid = beta + (first_drift if len(history) <= measured else (first_drift + second_drift) / 2)
+    paid = beta + first_drift
     merged_weights = None
     shares = beta + (first_drift if len(history) <= measured else second_drift)
     away = shares - np.median(shares)
-    spread = 1.4826 * np.median(np.abs(away)) or max(np.abs(away).max(), np.finfo(float).tiny)
-    group_weights = [scoring.LEAST_WEIGHT if a < -scoring.HARMFUL * spread else 1.0 for a in away]
+    own = 1.4826 * np.median(np.abs(away)) or max(np.abs(away).max(), np.finfo(float).tiny)
+    spread = max(own, (state["spread"] + state["drift"]) ** 0.5)
+    group_weights = [1.0] * n
     if len(history) >= measured:
+        lost = 1 - min(np.mean(paid**2) / state["spread"], 1)
+        leaning = [min(max(a / spread, -scoring.FURTHEST), scoring.FURTHEST) for a in away]
+        group_weights = [float(np.exp(scoring.LEANING * lost * a)) for a in leaning]
         raw = [float(np.exp(scoring.SHARPNESS * (share - max(shares)) / spread)) for share in shares]
         merged_weights = [w / sum(raw) for w in raw]
+    for i, a in enumerate(away):
+        if a < -scoring.HARMFUL * own:
+            group_weights[i] = scoring.LEAST_WEIGHT
     return {
         "state": state,
         "points": [1 + b for b in paid.tolist()],

@@ -89,9 +89,8 @@ class Attribution:
 
     @property
     def shares(self) -> np.ndarray:
-        """(R, n): beta and the mean of what d is in the blocks so far, which is none of beta's shrinkage."""
-        shares: np.ndarray = (self.solved[0] + self.solved[1 : 1 + self.begun].mean(axis=0))[..., 0]
-        return shares
+        """(R, n): beta + d of measuring, when large coalitions' marginals are seen. Later rounds speak for beta."""
+        return self.shares_in(0)
 
     def shares_in(self, block: int) -> np.ndarray:
         """(R, n): beta + d."""
@@ -312,8 +311,7 @@ def standard_errors(found: Attribution) -> np.ndarray:
     """
     _, runs, users, _ = found.solved.shape
     grams = {key: equations.gram for key, equations in found.strata.items()}
-    of = np.zeros(1 + BLOCKS)  # the shares, of beta and each d
-    of[0], of[1 : 1 + found.begun] = 1, 1 / found.begun
+    of = np.array([1.0, 1.0] + [0.0] * (BLOCKS - 1))  # the shares, of beta and each d
     if any(gram is None for gram in grams.values()):
         signs, probes = (
             np.tensordot(of, a, 1) for a in (_signs(users, found.solved.shape[-1] - 1), found.solved[..., 1:])

@@ -80,11 +80,13 @@ def _pay_members(standing: Standing, last: Round, by_group: np.ndarray) -> Stand
     return replace(standing, points=standing.points + np.take_along_axis(earned, last.labels, axis=1))
 
 
-MEASURED_SHARE = (0.55, 0.85)  # of the rounds: at least, at most
+MEASURED_SHARE = (0.6, 0.85)  # of the rounds: at least, at most
 MEASURED_EQUATIONS = 1.7  # group rewards a user that measuring goes on for, within those bounds
 HARMFUL = 6.0  # spreads below the median: who is that far weighs less in groups
 LEAST_WEIGHT = 0.01
-SHARPNESS = 48.0  # of the merged candidate's weights, exp(sharpness * estimate / its spread)
+SHARPNESS = 200.0  # of the merged candidate's weights, exp(sharpness * estimate / the spread of what users bring)
+LEANING = 4.0  # the same of weights in groups, for estimates that noise leaves nothing of
+FURTHEST = 3.0  # spreads that they count at most
 
 
 def attributed_pay(
@@ -109,24 +111,30 @@ def merged_steering(
     sharpness: float = SHARPNESS,
 ) -> Standing:
     """Measure first, exploit later: even weights in groups, which show every user equally well, and after measuring a
-    merged candidate that weighs users by exp(sharpness share / spread of the shares).
+    merged candidate that weighs users by exp(sharpness share / spread).
 
     The shares are those of the rounds since measuring, see attribution.py. While measuring the model comes to rest near
-    the crowd's mean, where the marginal of a large coalition is taken. The spread is the median absolute deviation: one
-    user's size does not decide how sharply all others are told apart. Who lies HARMFUL spreads below the median weighs
-    LEAST_WEIGHT: one who is a hundred times as large does not drown their group.
+    the crowd's mean, where the marginal of a large coalition is taken. The spread is what the model finds of users, or
+    the shares' own if it is greater: noisy shares are shrunk against it, and tell users apart less sharply. Then the
+    merged candidate may not come first where it is best: groups lean to the same users, the more the noisier the
+    shares. Who lies HARMFUL of the shares' own spreads below the median weighs LEAST_WEIGHT: one who is a hundred times
+    as large does not drown their group.
     """
     found = _attribution(standing, history, num_rounds, measured_share)
     measured = _measured(history[-1], num_rounds, measured_share)
     shares = found.shares_in(block_of(len(history), measured))
     away = shares - np.median(shares, axis=1, keepdims=True)
-    spread = 1.4826 * np.median(np.abs(away), axis=1, keepdims=True)  # a normal distribution's standard deviation
-    spread = np.where(spread > 0, spread, np.maximum(np.abs(away).max(axis=1, keepdims=True), np.finfo(float).tiny))
-    merged = None
+    # The median absolute deviation: one user's size does not decide how sharply all others are told apart.
+    own = 1.4826 * np.median(np.abs(away), axis=1, keepdims=True)  # a normal distribution's standard deviation
+    own = np.where(own > 0, own, np.maximum(np.abs(away).max(axis=1, keepdims=True), np.finfo(float).tiny))
+    spread = np.maximum(np.sqrt(found.spread + found.drift)[:, None], own)
+    merged, weights = None, np.ones_like(away)
     if len(history) >= measured:
         merged = np.exp(sharpness * (away - away.max(axis=1, keepdims=True)) / spread)
         merged /= merged.sum(axis=1, keepdims=True)
-    weights = np.where(away < -HARMFUL * spread, LEAST_WEIGHT, 1.0)
+        lost = 1 - np.minimum((found.shares**2).mean(axis=1) / found.spread, 1)[:, None]  # to noise
+        weights = np.exp(LEANING * lost * np.clip(away / spread, -FURTHEST, FURTHEST))
+    weights = np.where(away < -HARMFUL * own, LEAST_WEIGHT, weights)
     return replace(standing, group_weights=weights, merged_weights=merged, estimate=found)
 
 
