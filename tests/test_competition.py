@@ -127,10 +127,13 @@ def literal_competition(crowd, grouping, metric, scoring, rules, delta, rng, sta
         pay, _, steering = scoring.partition("_")
         found = literal_attribution.attributed(memory, history, rules.num_rounds, num_groups)
         memory["state"] = found["state"]
-        if steering == "merged" or scoring == "attributed":
+        if steering == "merged" or scoring in ("attributed", "convex"):
             memory |= {name: found[name] for name in ("merged_weights", "group_weights")}
         if pay == "attributed":
             memory["points"] = found["points"]
+        elif pay == "convex":
+            spread = np.std(found["points"]) or 1.0
+            memory["points"] = [float(np.exp((p - np.mean(found["points"])) / spread)) for p in found["points"]]
         elif improved and pay == "ranked":
             memory["points"] = literal_ranked(points, labels, gains, best, other, mistaken, num_groups)
         elif improved:

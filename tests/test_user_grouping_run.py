@@ -325,8 +325,8 @@ def test_audit_and_absence(home, tmp_path):
     honest = audit[audit["strategy"] == "honest"]
     assert (honest[["pay_vs_twin", "low", "high", "shapley_vs_twin"]] == 1).all(axis=None)
     ablation = tables(tmp_path / "a")["ablation"]
-    assert ablation["pay"].tolist() == ["marginal", "ranked", "attributed"] * 2
-    assert sorted(ablation["steering"]) == ["merged"] * 3 + ["squared"] * 3
+    assert ablation["pay"].tolist() == [*["marginal", "ranked", "attributed"] * 2, "convex"]
+    assert sorted(ablation["steering"]) == ["merged"] * 4 + ["squared"] * 3
     same = ablation.merge(honest, on=COMBINATION)  # those that were asked for: played once, shown twice
     assert set(same["scoring"]) == {"ranked", "attributed"} and (same["regret_x"] == same["regret_y"]).all()
     assert ablation["misallocation"].between(0, 1).all()

@@ -30,6 +30,7 @@ from user_grouping_evaluation_sim.plots import draw, figures_of
 from user_grouping_evaluation_sim.preferences import Preferences, check_enough_users, read_matrix, read_movielens
 from user_grouping_evaluation_sim.protocol_game import EVALUATIONS
 from user_grouping_evaluation_sim.report_page import report_page
+from user_grouping_evaluation_sim.scoring import PARTS
 from user_grouping_evaluation_sim.settings import Settings, Size, check_settings, sizes_to_run
 from user_grouping_evaluation_sim.sweep import (
     ProtocolValidation,
@@ -134,12 +135,17 @@ def rough_seconds(task: Task, num_rounds: int) -> float:
     if isinstance(task, ProtocolValidation):
         users = task.num_users
         plays = EVALUATIONS if users > 30 else min(2**users, EVALUATIONS)
-        fitted = "attributed" in task.scoring or "merged" in task.scoring
+        fitted = fits(task.scoring)
         a_size = 4e-3 if fitted else 1.5e-3  # plays of one size go side by side
         return num_rounds * (users * a_size + plays * (1.5e-5 + users * (1e-7 + 1e-8 * users * fitted)))
     rounds = num_rounds * task.num_runs * task.num_users
-    fitted = "attributed" in task.scoring or "merged" in task.scoring  # matrices, or all rounds replayed
-    return rounds * (2.5e-7 + (3e-8 * min(task.num_users, 10 * num_rounds) if fitted else 0))
+    matrices = 3e-8 * min(task.num_users, 10 * num_rounds)  # or all rounds replayed
+    return rounds * (2.5e-7 + (matrices if fits(task.scoring) else 0))
+
+
+def fits(scoring: str) -> bool:
+    """Whether it solves a regression every round."""
+    return not {"attributed", "convex", "merged"}.isdisjoint(PARTS.get(scoring, ()))
 
 
 def finish_audits(

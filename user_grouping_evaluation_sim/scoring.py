@@ -109,6 +109,7 @@ def merged_steering(
     *,
     measured_share: tuple[float, float] = MEASURED_SHARE,
     sharpness: float = SHARPNESS,
+    leaning: float = LEANING,
 ) -> Standing:
     """Measure first, exploit later: even weights in groups, which show every user equally well, and after measuring a
     merged candidate that weighs users by exp(sharpness share / spread).
@@ -133,7 +134,7 @@ def merged_steering(
         merged = np.exp(sharpness * (away - away.max(axis=1, keepdims=True)) / spread)
         merged /= merged.sum(axis=1, keepdims=True)
         lost = 1 - np.minimum((found.shares**2).mean(axis=1) / found.spread, 1)[:, None]  # to noise
-        weights = np.exp(LEANING * lost * np.clip(away / spread, -FURTHEST, FURTHEST))
+        weights = np.exp(leaning * lost * np.clip(away / spread, -FURTHEST, FURTHEST))
     weights = np.where(away < -HARMFUL * own, LEAST_WEIGHT, weights)
     return replace(standing, group_weights=weights, merged_weights=merged, estimate=found)
 
@@ -162,10 +163,24 @@ def attributed(
     *,
     measured_share: tuple[float, float] = MEASURED_SHARE,
     sharpness: float = SHARPNESS,
+    leaning: float = LEANING,
 ) -> Standing:
     """Attributed pay with merged steering."""
     paid = attributed_pay(standing, history, num_rounds, measured_share=measured_share)
-    return merged_steering(paid, history, num_rounds, measured_share=measured_share, sharpness=sharpness)
+    return merged_steering(
+        paid, history, num_rounds, measured_share=measured_share, sharpness=sharpness, leaning=leaning
+    )
+
+
+def convex_pay(standing: Standing, history: Sequence[Round], num_rounds: int) -> Standing:
+    """The exponential of what attributed pay finds, in standard deviations: in the protocol game (protocol_game.py) a
+    few users bring most of the value. Paid out by these points, without audits."""
+    found = attributed_pay(standing, history, num_rounds)
+    shares = found.points - 1
+    away = shares - shares.mean(axis=1, keepdims=True)
+    spread = away.std(axis=1, keepdims=True)
+    points = np.exp(away / np.where(spread > 0, spread, 1))
+    return replace(found, points=points, brings=None, errors=None)
 
 
 def squared_steering(standing: Standing, history: Sequence[Round], num_rounds: int) -> Standing:
@@ -178,7 +193,12 @@ def scored(pay: Scoring, steering: Scoring, standing: Standing, history: Sequenc
     return steering(pay(standing, history, num_rounds), history, num_rounds)
 
 
-PAYS: dict[str, Scoring] = {"marginal": marginal, "ranked": ranked, "attributed": attributed_pay}
+PAYS: dict[str, Scoring] = {
+    "marginal": marginal,
+    "ranked": ranked,
+    "attributed": attributed_pay,
+    "convex": convex_pay,
+}
 STEERINGS: dict[str, Scoring] = {"squared": squared_steering, "merged": merged_steering}
 PARTS = {
     "marginal": ("marginal", "squared"),
@@ -187,6 +207,7 @@ PARTS = {
     "marginal_merged": ("marginal", "merged"),
     "ranked_merged": ("ranked", "merged"),
     "attributed_squared": ("attributed", "squared"),
+    "convex": ("convex", "merged"),
 }
 """Pay and steering of the scorings below."""
 SCORINGS: dict[str, Scoring] = {

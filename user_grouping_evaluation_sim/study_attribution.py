@@ -24,8 +24,18 @@ from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.hull import hull_distance
 from user_grouping_evaluation_sim.metrics import METRICS
-from user_grouping_evaluation_sim.preferences import Preferences, draw_crowds, read_movielens
-from user_grouping_evaluation_sim.scoring import SCORINGS, Round, Scoring, Standing, attributed, marginal, ranked
+from user_grouping_evaluation_sim.preferences import Crowd, Preferences, draw_crowds, read_movielens
+from user_grouping_evaluation_sim.scoring import (
+    LEANING,
+    SCORINGS,
+    SHARPNESS,
+    Round,
+    Scoring,
+    Standing,
+    attributed,
+    marginal,
+    ranked,
+)
 from user_grouping_evaluation_sim.settings import DATA
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.tables import pearson
@@ -51,8 +61,11 @@ def weighted_groups(standing: Standing, history: Sequence[Round], num_rounds: in
     return replace(measured, group_weights=np.exp(sharpness * (beta - beta.max(axis=1, keepdims=True)) / spread))
 
 
+NOISE = 0.0404  # of four times fewer samples than experiment 1 has
+
+
 def candidates() -> list[tuple[str, str, Scoring]]:
-    """(family, setting, scoring): everything that is compared."""
+    """(family, setting, scoring): everything that is compared. Families that say so are compared under noise."""
     found: list[tuple[str, str, Scoring]] = [
         ("marginal", "", marginal),
         ("ranked", "", ranked),
@@ -64,8 +77,11 @@ def candidates() -> list[tuple[str, str, Scoring]]:
     for share in (0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9):
         scoring = partial(attributed, measured_share=(share, share))
         found.append(("measure, then merge: share measured", f"{share:g}", scoring))
-    for sharpness in (2.0, 4.0, 8.0, 16.0, 24.0, 96.0):
-        found.append(("merge: sharpness", f"{sharpness:g}", partial(attributed, sharpness=sharpness)))
+    for family in ("merge: sharpness", f"merge: sharpness, noise {NOISE}"):
+        for sharpness in (4.0, 16.0, 48.0, 200.0, 1000.0):
+            found.append((family, f"{sharpness:g}", partial(attributed, sharpness=sharpness)))
+    for leaning in (0.0, 1.0, 2.0, 4.0, 8.0):
+        found.append((f"groups lean, noise {NOISE}", f"{leaning:g}", partial(attributed, leaning=leaning)))
     return found
 
 
@@ -82,17 +98,34 @@ class Trial:
     num_groups: int
     seed: int
 
+    @property
+    def crowds(self) -> tuple[int, int, str]:
+        """Trials with the same have the same crowds and Shapley values."""
+        return self.seed, self.num_users, self.metric
 
-def perform(preferences: Preferences, num_runs: int, trial: Trial) -> dict[str, object]:
-    root = np.random.SeedSequence(trial.seed, spawn_key=(trial.num_users,))
-    crowd = draw_crowds(preferences, trial.num_users, root.spawn(num_runs))
-    metric = METRICS[trial.metric]
-    rng = np.random.default_rng([trial.seed, trial.num_groups])
-    rules = Rules(num_groups=trial.num_groups)
-    found = simulate(crowd, GROUPINGS[trial.grouping], metric, trial.scoring, rules, rng)
+    @property
+    def noise(self) -> float:
+        return NOISE if "noise" in self.family else 0.0
+
+
+Truth = tuple[Crowd, np.ndarray, np.ndarray]
+"""Crowds, their users' Shapley values (R, n), the distances to the hull (R,)."""
+
+
+def truth_of(preferences: Preferences, num_runs: int, crowds: tuple[int, int, str]) -> Truth:
+    seed, users, metric = crowds
+    crowd = draw_crowds(preferences, users, np.random.SeedSequence(seed, spawn_key=(users,)).spawn(num_runs))
     pairs = list(zip(crowd.users, crowd.experts, strict=True))
-    shapley = np.array([shapley_values(*pair, metric, precision=0.02).values for pair in pairs])
-    hull = np.array([hull_distance(*pair) for pair in pairs])
+    shapley = [shapley_values(*pair, METRICS[metric], precision=0.02).values for pair in pairs]
+    return crowd, np.array(shapley), np.array([hull_distance(*pair) for pair in pairs])
+
+
+def perform(case: tuple[Truth, Trial]) -> dict[str, object]:
+    (crowd, shapley, hull), trial = case
+    rng, errors = (np.random.default_rng([trial.seed, trial.num_groups, *more]) for more in ([], [1]))
+    rules, metric = Rules(num_groups=trial.num_groups), METRICS[trial.metric]
+    functions = GROUPINGS[trial.grouping], metric, trial.scoring
+    found = simulate(crowd, *functions, rules, rng, noise=trial.noise, errors=errors)
     regret = (found.distances[:, -1] - hull) / (found.distances[:, 0] - hull)
     row: dict[str, object] = {name: value for name, value in vars(trial).items() if name != "scoring"}
     for name, values in (("pearson", pearson(found.points, shapley)), ("regret", regret)):
@@ -109,6 +142,8 @@ def agreement_and_regret(tried: pd.DataFrame) -> Figure:
     groupings = list(tried["grouping"].unique())
     families = {name: list(rows["setting"].unique()) for name, rows in tried.groupby("family", sort=False)}
     default = tried[tried["setting"] == DEFAULT].set_index("grouping")
+    noisy = tried[tried["family"].str.contains("noise") & tried["setting"].isin([f"{LEANING:g}", f"{SHARPNESS:g}"])]
+    noisy = noisy.drop_duplicates("grouping").set_index("grouping")  # the default, under noise
     figure, axes = new_figure(
         2, len(families), width=11, height=5.6, sharey="row", width_ratios=[len(names) for names in families.values()]
     )
@@ -117,7 +152,8 @@ def agreement_and_regret(tried: pd.DataFrame) -> Figure:
             for i, grouping in enumerate(groupings):
                 part = tried[(tried["family"] == family) & (tried["grouping"] == grouping)]
                 y = part[measure]
-                ax.axhline(default.loc[grouping, measure], color=COLOURS[i % 7], linewidth=0.8, linestyle=LINES[i % 4])
+                line = (noisy if "noise" in family else default).loc[grouping, measure]
+                ax.axhline(line, color=COLOURS[i % 7], linewidth=0.8, linestyle=LINES[i % 4])
                 ax.errorbar(
                     np.arange(len(settings)) + 0.22 * (i - (len(groupings) - 1) / 2),
                     y,
@@ -164,8 +200,14 @@ def main(settings: Settings) -> None:
         f"{len(trials)} trials on tuning crowds, {len(reported)} on fresh ones, {settings.num_runs} runs each",
         flush=True,
     )
-    work = partial(perform, preferences, settings.num_runs)
-    rows = list(parallel_map(work, [*trials, *reported], jobs=settings.jobs, description="trials"))
+    everything = [*trials, *reported]
+    crowds = list(dict.fromkeys(trial.crowds for trial in everything))
+    found = parallel_map(
+        partial(truth_of, preferences, settings.num_runs), crowds, jobs=settings.jobs, description="Shapley values"
+    )
+    truths = dict(zip(crowds, found, strict=True))
+    cases = [(truths[trial.crowds], trial) for trial in everything]
+    rows = list(parallel_map(perform, cases, jobs=settings.jobs, description="trials"))
     tried, shown = pd.DataFrame(rows[: len(trials)]), pd.DataFrame(rows[len(trials) :])
     for name, frame in (("tried", tried), ("reported", shown)):
         with replace_atomically(folder / f"{name}.csv") as temporary:

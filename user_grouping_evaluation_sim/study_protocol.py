@@ -35,7 +35,7 @@ from user_grouping_evaluation_sim.vector_world import DELTA, simulate
 
 RESULTS = ROOT / "results" / "user_grouping_evaluation_sim" / "protocol"
 # With random grouping points decide nothing: scorings that steer alike reach the same, and share a game.
-STEERED_AS = {"attributed": "marginal_merged", "ranked_merged": "marginal_merged"}
+STEERED_AS = dict.fromkeys(("attributed", "ranked_merged", "convex"), "marginal_merged")
 STATIC, PROTOCOL = "static", "protocol"
 MEASURES = {"pearson": pearson, "spearman": spearman}
 
@@ -109,12 +109,7 @@ def made_of(points: np.ndarray, users: np.ndarray, expert: np.ndarray) -> dict[s
     nobody = l2(np.zeros(len(expert)), expert)
     alone, everybody = l2(users, expert) - nobody, l2(users.mean(axis=0), expert) - nobody
     level = levelled(points - 1, alone, np.asarray(everybody), DELTA)
-    return {"attributed_exp": convex(points), "levelled": level, "levelled_exp": convex(level)}
-
-
-def convex(estimates: np.ndarray) -> np.ndarray:
-    """exp of estimates (n,) in standard deviations."""
-    return np.exp((estimates - estimates.mean()) / estimates.std())
+    return {"levelled": level, "levelled_exp": np.exp((level - level.mean()) / level.std())}
 
 
 def agreement(rows: pd.DataFrame) -> pd.DataFrame:
