@@ -135,9 +135,8 @@ def attributed(memory, history, num_rounds, num_groups):
     spread = max(own, (state["spread"] + state["drift"]) ** 0.5)
     group_weights = [1.0] * n
     if len(history) >= measured:
-        lost = 1 - min(np.mean(paid**2) / state["spread"], 1)
         leaning = [min(max(a / spread, -scoring.FURTHEST), scoring.FURTHEST) for a in away]
-        group_weights = [float(np.exp(scoring.LEANING * lost * a)) for a in leaning]
+        group_weights = [float(np.exp(scoring.LEANING * a)) for a in leaning]
         raw = [float(np.exp(scoring.SHARPNESS * (share - max(shares)) / spread)) for share in shares]
         merged_weights = [w / sum(raw) for w in raw]
     for i, a in enumerate(away):

@@ -85,8 +85,8 @@ MEASURED_EQUATIONS = 1.7  # group rewards a user that measuring goes on for, wit
 HARMFUL = 6.0  # spreads below the median: who is that far weighs less in groups
 LEAST_WEIGHT = 0.01
 SHARPNESS = 200.0  # of the merged candidate's weights, exp(sharpness * estimate / the spread of what users bring)
-LEANING = 4.0  # the same of weights in groups, for estimates that noise leaves nothing of
-FURTHEST = 3.0  # spreads that they count at most
+LEANING = 1.0  # the same of weights in groups
+FURTHEST = 3.0  # spreads that count there at most
 
 
 def attributed_pay(
@@ -116,10 +116,9 @@ def merged_steering(
 
     The shares are those of the rounds since measuring, see attribution.py. While measuring the model comes to rest near
     the crowd's mean, where the marginal of a large coalition is taken. The spread is what the model finds of users, or
-    the shares' own if it is greater: noisy shares are shrunk against it, and tell users apart less sharply. Then the
-    merged candidate may not come first where it is best: groups lean to the same users, the more the noisier the
-    shares. Who lies HARMFUL of the shares' own spreads below the median weighs LEAST_WEIGHT: one who is a hundred times
-    as large does not drown their group.
+    the shares' own if it is greater: noisy shares are shrunk against it, and tell users apart less sharply. Groups then
+    lean to the same users, since under noise one of theirs often comes first. Who lies HARMFUL of the shares' own
+    spreads below the median weighs LEAST_WEIGHT: one who is a hundred times as large does not drown their group.
     """
     found = _attribution(standing, history, num_rounds, measured_share)
     measured = _measured(history[-1], num_rounds, measured_share)
@@ -133,8 +132,7 @@ def merged_steering(
     if len(history) >= measured:
         merged = np.exp(sharpness * (away - away.max(axis=1, keepdims=True)) / spread)
         merged /= merged.sum(axis=1, keepdims=True)
-        lost = 1 - np.minimum((found.shares**2).mean(axis=1) / found.spread, 1)[:, None]  # to noise
-        weights = np.exp(leaning * lost * np.clip(away / spread, -FURTHEST, FURTHEST))
+        weights = np.exp(leaning * np.clip(away / spread, -FURTHEST, FURTHEST))
     weights = np.where(away < -HARMFUL * own, LEAST_WEIGHT, weights)
     return replace(standing, group_weights=weights, merged_weights=merged, estimate=found)
 

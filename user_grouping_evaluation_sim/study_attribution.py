@@ -80,8 +80,9 @@ def candidates() -> list[tuple[str, str, Scoring]]:
     for family in ("merge: sharpness", f"merge: sharpness, noise {NOISE}"):
         for sharpness in (4.0, 16.0, 48.0, 200.0, 1000.0):
             found.append((family, f"{sharpness:g}", partial(attributed, sharpness=sharpness)))
-    for leaning in (0.0, 1.0, 2.0, 4.0, 8.0):
-        found.append((f"groups lean, noise {NOISE}", f"{leaning:g}", partial(attributed, leaning=leaning)))
+    for leaning in (0.0, 0.5, 1.0, 2.0, 4.0):
+        scoring = partial(attributed, leaning=leaning)
+        found += [(family, f"{leaning:g}", scoring) for family in ("groups lean", f"groups lean, noise {NOISE}")]
     return found
 
 
@@ -145,7 +146,7 @@ def agreement_and_regret(tried: pd.DataFrame) -> Figure:
     noisy = tried[tried["family"].str.contains("noise") & tried["setting"].isin([f"{LEANING:g}", f"{SHARPNESS:g}"])]
     noisy = noisy.drop_duplicates("grouping").set_index("grouping")  # the default, under noise
     figure, axes = new_figure(
-        2, len(families), width=11, height=5.6, sharey="row", width_ratios=[len(names) for names in families.values()]
+        2, len(families), width=13, height=5.6, sharey="row", width_ratios=[len(names) for names in families.values()]
     )
     for row, measure in enumerate(("pearson", "regret")):
         for ax, (family, settings) in zip(axes[row], families.items(), strict=True):
@@ -166,7 +167,7 @@ def agreement_and_regret(tried: pd.DataFrame) -> Figure:
                 )
             ax.set_xlim(-0.6, len(settings) - 0.4)
             slanted: dict[str, Any] = {"rotation": 35, "ha": "right"} if max(map(len, settings)) > 4 else {}
-            ax.set_xticks(range(len(settings)), settings if row else [], **slanted)
+            ax.set_xticks(range(len(settings)), settings if row else [], fontsize=7, **slanted)
             if row:
                 ax.set_xlabel(textwrap.fill(family, 7 + 3 * len(settings)))
     axes[1, 0].set_yscale("log")

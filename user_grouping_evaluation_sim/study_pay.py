@@ -43,8 +43,8 @@ TOLERANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # between users, in rat
 
 @dataclass(frozen=True)
 class Settings(CommonSettings):
-    seed: int = 3000
-    num_runs: int = 50
+    seed: int = 8000
+    num_runs: int = 100
 
 
 @dataclass(frozen=True)
