@@ -32,7 +32,7 @@ reference: $(VENV)/installed
 	$(BIN)/python $(SPACE)/study_hyperparameters.py
 	$(BIN)/python $(SPACE)/run.py --preset reference --overwrite
 	$(BIN)/python $(SPACE)/study_pools.py
-	$(BIN)/python $(CROWD)/study_copies.py
+	$(BIN)/python $(CROWD)/study_strategies.py
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

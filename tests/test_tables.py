@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from experiment.figures import legend_below, new_figure
 from experiment.statistics import mean_interval
 from user_grouping_evaluation_sim import plots, tables
 from user_grouping_evaluation_sim.main import main
@@ -261,6 +262,18 @@ def test_agreement_has_one_legend_entry_a_factor():
     assert [ax.get_title() for ax in figure.axes] == ["l2", "dot"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["random grouping", "other grouping", "ranked points", "attributed points"]
+
+
+@pytest.mark.parametrize(("columns", "width", "fitting"), [(3, 7.0, 3), (3, 2.6, 1), (2, 4.5, 2)])
+def test_a_legend_has_no_more_columns_than_the_figure_has_room_for(columns, width, fitting):
+    figure, axes = new_figure(width=width)
+    for number in range(4):
+        axes[0, 0].plot([0], [0], label=f"a label, number {number}")
+    legend_below(figure, axes[0, 0], columns)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert legend._ncols == fitting and box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
 def test_published_shares_stand_at_their_combination():

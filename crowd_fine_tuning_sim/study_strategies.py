@@ -1,15 +1,17 @@
-"""What it brings to take people for one who hold near-duplicates of each other's texts: the quotient, with texts.
+"""Who does not play along, with texts: what a turncoat, a copyist and a spammer are paid, and a sybil.
 
-Real people, whose mean text vectors play experiment 2's competition: no model is tuned. One of them opens more accounts
-with the same texts, from which words are left out at random. The rule is fixed: people of whom one holds
-near-duplicates of half of the other's texts are taken for one (crowds.taken_for).
+Mean text vectors play experiment 2's competition: no model is tuned. The first three are people of simulated crowds
+beside their honest twins. The sybil is one of real people, who opens more accounts with the same texts, from which
+words are left out at random; people of whom one holds near-duplicates of half of the other's texts are taken for one
+(crowds.taken_for). That rule was fixed beforehand.
 
-Run: python crowd_fine_tuning_sim/study_copies.py
+Run: python crowd_fine_tuning_sim/study_strategies.py
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from crowd_fine_tuning_sim.crowds import Crowd, Person, eligible, load_source, real_crowd, taken_for
+from crowd_fine_tuning_sim.crowds import (
+    Crowd,
+    Mapper,
+    Person,
+    eligible,
+    load_source,
+    real_crowd,
+    simulated_crowd,
+    taken_for,
+)
 from experiment.command_line import CommonSettings, run_script
 from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
 from experiment.files import ROOT
@@ -30,14 +41,20 @@ from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.incentives import ACCOUNTS, ratio_interval, split_by
 from user_grouping_evaluation_sim.metrics import l2
 from user_grouping_evaluation_sim.preferences import Crowd as VectorCrowd
-from user_grouping_evaluation_sim.scoring import attributed
+from user_grouping_evaluation_sim.scoring import SCORINGS, attributed
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.tables import pearson
-from user_grouping_evaluation_sim.vector_world import simulate
+from user_grouping_evaluation_sim.vector_world import Conduct, simulate
 
-RESULTS = ROOT / "results" / "crowd_fine_tuning_sim" / "copies"
+RESULTS = ROOT / "results" / "crowd_fine_tuning_sim" / "strategies"
 TARGETS = ("curiosity", "admiration", "amusement", "love")
 RULES = Rules(num_groups=2, num_rounds=12, error_probability=0.0)
+KINDS = ("on", "half", "random", "off", "on")  # of the people beside the strategist
+SPAMMED = 4  # whose first text a spammer repeats: the one off target
+SHIPPED_TARGETS = ("joy", "fear", "gratitude")
+Contributed = Callable[[int], np.ndarray]
+"""The mean vectors (1, n, 28) of a round."""
+SCORED = ("marginal", "ranked", "attributed")
 LEFT_OUT = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of a copy's words
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 SHARE = 0.5
@@ -116,12 +133,61 @@ def main(settings: Settings) -> None:
             together[row, run] = paid(crowd, everybody, first, start, seed)[own].sum()
     tables = {"merged": merged_table(eligible(source, settings.texts_per_user), settings)}
     tables["copies"] = copies_table(honest, found, apart, together)
+    tables["strategies"] = strategies_table(settings, mapped, start)
     r_lost = [SHARE, *map(float, mean_interval(lost))]
     tables["honest"] = pd.DataFrame([r_lost], columns=["share", "lost", "low", "high"])
     for name, table in tables.items():
         write_table(table, folder, name, "%.6g")
     save_figure(copies_figure(tables["copies"], tables["merged"]), folder, "copies")
     print(f"results: {folder}")
+
+
+def strategies_table(settings: Settings, mapped: Mapper, start: np.ndarray) -> pd.DataFrame:
+    """strategies.csv: the first person's pay over that of the honest twin in the same crowd and rounds, with 95 %
+    intervals over crowds; shapley_vs_twin: the same of Shapley values, of strategies that stay the same."""
+    source = load_source("shipped")
+    pay: dict[tuple[str, str], list[float]] = {}
+    values: dict[str, list[float]] = {}
+    for run in range(settings.num_runs):
+        crowd, turned = (
+            simulated_crowd(
+                source,
+                SHIPPED_TARGETS[run % len(SHIPPED_TARGETS)],
+                (first, *KINDS),
+                settings.texts_per_user,
+                100,
+                mapped,
+                np.random.default_rng((settings.seed, 3, run)),
+            )
+            for first in ("on", "turncoat")
+        )
+        honest = crowd.means_at(0.0)
+        played = {"honest": honest[0], "copyist": honest[1], "spammer": crowd.vectors[SPAMMED][0]}
+        plays: dict[str, Contributed] = {
+            name: partial(_always, np.vstack([own, honest[1:]])) for name, own in played.items()
+        }
+        plays["turncoat"] = partial(_in_round, turned)
+        world = VectorCrowd(np.arange(len(honest))[None], honest[None], crowd.centroid[None], start[None])
+        for name, vectors in plays.items():
+            for scoring in SCORED:
+                rng, conduct = np.random.default_rng((settings.seed, 4, run)), Conduct(vectors)
+                found = simulate(world, GROUPINGS["random"], l2, SCORINGS[scoring], RULES, rng, conduct=conduct)
+                pay.setdefault((name, scoring), []).append(float(found.pay[0, 0]))
+            shapley = shapley_values(vectors(0)[0], crowd.centroid, l2, method="exact").values
+            values.setdefault(name, []).append(float(shapley[0]) if name != "turncoat" else np.nan)
+    rows = []
+    for (name, scoring), own in pay.items():
+        ratio = ratio_interval(np.array(own), np.array(pay["honest", scoring]))
+        rows.append([name, scoring, *ratio, ratio_interval(np.array(values[name]), np.array(values["honest"]))[0]])
+    return pd.DataFrame(rows, columns=["strategy", "scoring", "pay_vs_twin", "low", "high", "shapley_vs_twin"])
+
+
+def _always(means: np.ndarray, _: int) -> np.ndarray:
+    return means[None]
+
+
+def _in_round(crowd: Crowd, number: int) -> np.ndarray:
+    return crowd.means_at(number / RULES.num_rounds)[None]
 
 
 def copies_table(honest: np.ndarray, found: np.ndarray, apart: np.ndarray, together: np.ndarray) -> pd.DataFrame:
@@ -160,4 +226,4 @@ def copies_figure(copies: pd.DataFrame, merged: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script("crowd_fine_tuning_sim.study_copies", Settings, {"default": {}}, __doc__))
+    sys.exit(run_script("crowd_fine_tuning_sim.study_strategies", Settings, {"default": {}}, __doc__))
