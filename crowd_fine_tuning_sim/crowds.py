@@ -432,7 +432,7 @@ def simulated_crowd(
         deal(user, near_another(number, near_other[kinds[user]]))
     for user in _of_kind(kinds, "random"):
         deal(user, rng.choice(np.flatnonzero(free), texts_per_user, replace=False))
-    later: dict[int, list[int]] = {}
+    later: list[list[int]] = [[] for _ in kinds]
     for number, user in enumerate(_of_kind(kinds, "turncoat"), start=len(first_off)):
         later[user] = near_another(number, texts_per_user).tolist()
         free[later[user]] = False
@@ -441,15 +441,14 @@ def simulated_crowd(
     for user in _of_kind(kinds, "copyist"):
         dealt[user] = dealt[original]
     people = tuple(
-        Person(f"user {i + 1}", kind, *(tuple(source.texts[k] for k in own) for own in (dealt[i], later.get(i, []))))
+        Person(f"user {i + 1}", kind, *(tuple(source.texts[k] for k in own) for own in (dealt[i], later[i])))
         for i, kind in enumerate(kinds)
     )
     _refuse_alike("kinds of users", people)
     near = _nearest(aim.vector, vectors, free, neighbours)
     _refuse_far(source, target, vectors[near[0]])
     near_texts = tuple(source.texts[i] for i in near)
-    first, then = ([*dealt], [later.get(user, []) for user in range(len(kinds))])
-    held = (tuple(vectors[np.array(texts, dtype=int)] for texts in own) for own in (first, then))
+    held = (tuple(vectors[np.array(texts, dtype=int)] for texts in own) for own in (dealt, later))
     return Crowd(people, target, vectors[near], near_texts, *held)
 
 
