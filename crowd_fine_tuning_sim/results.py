@@ -256,8 +256,13 @@ def simulated(settings: Settings, played: Played, combination: Combination) -> S
     crowd = VectorCrowd(ids, played.means[None], centroid[None], played.base[None])
     rules = Rules(settings.num_groups, settings.num_rounds, settings.error_probability)
     rng = np.random.default_rng(played.case.streams("rounds"))
-    conduct = Conduct(lambda t: played.case.crowd.means_at(t / settings.num_rounds)[None])
+    conduct = conduct_of(played.case.crowd, settings.num_rounds)
     return simulate(crowd, grouping, metric, scoring, rules, rng, conduct=conduct)
+
+
+def conduct_of(crowd: Crowd, num_rounds: int) -> Conduct:
+    """What the people contribute in experiment 2's vector world."""
+    return Conduct(lambda t: crowd.means_at(t / num_rounds)[None])
 
 
 # ---------------------------------------------------------------- tables

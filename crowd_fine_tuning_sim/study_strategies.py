@@ -9,9 +9,8 @@ Run: python crowd_fine_tuning_sim/study_strategies.py
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from crowd_fine_tuning_sim.crowds import (
     simulated_crowd,
     taken_for,
 )
+from crowd_fine_tuning_sim.results import conduct_of
 from experiment.command_line import CommonSettings, run_script
 from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
 from experiment.files import ROOT
@@ -44,7 +44,7 @@ from user_grouping_evaluation_sim.preferences import Crowd as VectorCrowd
 from user_grouping_evaluation_sim.scoring import SCORINGS, attributed
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.tables import pearson
-from user_grouping_evaluation_sim.vector_world import Conduct, simulate
+from user_grouping_evaluation_sim.vector_world import always, simulate
 
 RESULTS = ROOT / "results" / "crowd_fine_tuning_sim" / "strategies"
 TARGETS = ("curiosity", "admiration", "amusement", "love")
@@ -52,8 +52,6 @@ RULES = Rules(num_groups=2, num_rounds=12, error_probability=0.0)
 KINDS = ("on", "half", "random", "off", "on")  # of the people beside the strategist
 SPAMMED = 4  # whose first text a spammer repeats: the one off target
 SHIPPED_TARGETS = ("joy", "fear", "gratitude")
-Contributed = Callable[[int], np.ndarray]
-"""The mean vectors (1, n, 28) of a round."""
 SCORED = ("marginal", "ranked", "attributed")
 LEFT_OUT = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of a copy's words
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
@@ -163,31 +161,21 @@ def strategies_table(settings: Settings, mapped: Mapper, start: np.ndarray) -> p
         )
         honest = crowd.means_at(0.0)
         played = {"honest": honest[0], "copyist": honest[1], "spammer": crowd.vectors[SPAMMED][0]}
-        plays: dict[str, Contributed] = {
-            name: partial(_always, np.vstack([own, honest[1:]])) for name, own in played.items()
-        }
-        plays["turncoat"] = partial(_in_round, turned)
+        plays = {name: always(np.vstack([own, honest[1:]])[None]) for name, own in played.items()}
+        plays["turncoat"] = conduct_of(turned, RULES.num_rounds)
         world = VectorCrowd(np.arange(len(honest))[None], honest[None], crowd.centroid[None], start[None])
-        for name, vectors in plays.items():
+        for name, conduct in plays.items():
             for scoring in SCORED:
-                rng, conduct = np.random.default_rng((settings.seed, 4, run)), Conduct(vectors)
+                rng = np.random.default_rng((settings.seed, 4, run))
                 found = simulate(world, GROUPINGS["random"], l2, SCORINGS[scoring], RULES, rng, conduct=conduct)
                 pay.setdefault((name, scoring), []).append(float(found.pay[0, 0]))
-            shapley = shapley_values(vectors(0)[0], crowd.centroid, l2, method="exact").values
+            shapley = shapley_values(conduct.vectors(0)[0], crowd.centroid, l2, method="exact").values
             values.setdefault(name, []).append(float(shapley[0]) if name != "turncoat" else np.nan)
     rows = []
     for (name, scoring), own in pay.items():
         ratio = ratio_interval(np.array(own), np.array(pay["honest", scoring]))
         rows.append([name, scoring, *ratio, ratio_interval(np.array(values[name]), np.array(values["honest"]))[0]])
     return pd.DataFrame(rows, columns=["strategy", "scoring", "pay_vs_twin", "low", "high", "shapley_vs_twin"])
-
-
-def _always(means: np.ndarray, _: int) -> np.ndarray:
-    return means[None]
-
-
-def _in_round(crowd: Crowd, number: int) -> np.ndarray:
-    return crowd.means_at(number / RULES.num_rounds)[None]
 
 
 def copies_table(honest: np.ndarray, found: np.ndarray, apart: np.ndarray, together: np.ndarray) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from user_grouping_evaluation_sim.vector_world import Conduct
+from user_grouping_evaluation_sim.vector_world import Conduct, always
 
 ACCOUNTS = 5  # of a sybil
 JOINS = TURNS = 0.4  # of the rounds, before a late user joins, and a turncoat turns
@@ -91,7 +91,7 @@ def sybil(scene: Scene) -> Play:
     n, new = scene.users.shape[1], copies.shape[1]
     users = np.concatenate([scene.users, copies], axis=1)
     accounts = np.concatenate([scene.chosen, np.broadcast_to(n + np.arange(new), (len(users), new))], axis=1)
-    return Play(Conduct(lambda _: users), accounts)
+    return Play(always(users), accounts)
 
 
 def collude(scene: Scene) -> Play:
@@ -183,7 +183,7 @@ def _scale(scene: Scene) -> tuple[float, float]:
 def _contribute(scene: Scene, vectors: np.ndarray) -> Play:
     users = scene.users.copy()
     users[np.arange(len(users))[:, None], scene.chosen] = vectors
-    return Play(Conduct(lambda _: users), scene.chosen)
+    return Play(always(users), scene.chosen)
 
 
 def _attend(scene: Scene, attend: Callable[[int], np.ndarray]) -> Play:

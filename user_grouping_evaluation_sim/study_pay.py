@@ -30,7 +30,7 @@ from user_grouping_evaluation_sim.scoring import SCORINGS
 from user_grouping_evaluation_sim.settings import DATA
 from user_grouping_evaluation_sim.shapley import shapley_values
 from user_grouping_evaluation_sim.tables import pearson, spearman
-from user_grouping_evaluation_sim.vector_world import Conduct, Simulated, simulate
+from user_grouping_evaluation_sim.vector_world import Conduct, Simulated, always, simulate
 
 RESULTS = ROOT / "results" / "user_grouping_evaluation_sim" / "pay"
 NOISE = (0.0, 0.0101, 0.0202, 0.0404, 0.0808)
@@ -132,7 +132,7 @@ def tournament(truth: Truth, seed: int, scheme: str) -> pd.DataFrame:
         if scheme == "equal pay":
             pay = np.ones((runs, n))
         else:
-            conduct = Conduct(partial(_always, contributed))
+            conduct = always(contributed)
             pay = play(truth, "random", "l2", scheme, 0.0, (seed, 3, generation), conduct).pay.astype(float)
         mean = np.maximum(pay.mean(axis=1), 1e-12)
         for s in range(len(TOURNAMENT)):
@@ -153,10 +153,6 @@ def tournament(truth: Truth, seed: int, scheme: str) -> pd.DataFrame:
             )
         )
     return pd.concat(frames, ignore_index=True)
-
-
-def _always(vectors: np.ndarray, _: int) -> np.ndarray:
-    return vectors
 
 
 def merging(truth: Truth, seed: int, tolerance: float) -> dict[str, Any]:
@@ -192,7 +188,7 @@ def merging(truth: Truth, seed: int, tolerance: float) -> dict[str, Any]:
 def _paid_by_person(truth: Truth, users: np.ndarray, first: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
     """(accounts,): pay of one crowd (accounts, d) whose people are told apart by `first`."""
     people = np.unique(first)
-    conduct = Conduct(partial(_always, users[people][None]))
+    conduct = always(users[people][None])
     pay = np.zeros(len(users))
     pay[people] = play(truth, "random", "l2", "attributed", 0.0, seed, conduct).pay[0]
     return incentives.split_by(first, pay)

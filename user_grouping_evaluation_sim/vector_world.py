@@ -26,6 +26,11 @@ class Conduct:
     here: Callable[[int], np.ndarray] | None = None
 
 
+def always(vectors: np.ndarray) -> Conduct:
+    """Everybody takes part and contributes the same vectors (R, n, d) in all rounds."""
+    return Conduct(lambda _: vectors)
+
+
 @dataclass(frozen=True)
 class VectorWorld:
     """A competition.World whose models are (R, d) and candidates (R, C, d).
@@ -117,7 +122,7 @@ def simulate(
 
     Raises InputError where a user's own function misbehaves.
     """
-    conduct = conduct or Conduct(lambda _: crowd.users)
+    conduct = conduct or always(crowd.users)
     vectors = conduct.vectors(0)
     runs, n, _ = vectors.shape
     world = VectorWorld(conduct.vectors, crowd.experts, metric, delta, noise, errors)
