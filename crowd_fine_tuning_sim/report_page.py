@@ -77,9 +77,9 @@ def report_page(settings: Settings, tables: Tables, drawn: Sequence[str], played
     return Page(
         experiment="crowd_fine_tuning_sim",
         title="Crowd fine-tuning",
-        question="People who hold texts tune a language model in competing groups and are paid in points. Do the "
-        "points agree with what each person is worth when the model is retrained on every coalition, and does the "
-        "model come nearer to its aim than one tuned on everybody's texts?",
+        question="People who hold texts tune a language model in competing groups, earn points and are paid by them. "
+        "Do points and pay agree with what each person is worth when the model is retrained on every coalition, and "
+        "does the model come nearer to its aim than one tuned on everybody's texts?",
         answer=[*answer(tables["summary"]), *apart(tables["reliability"])],
         setting=[
             f"{crowds} crowd{'s' * (crowds > 1)} of {settings.num_users} people with {settings.texts_per_user} texts "

@@ -353,8 +353,7 @@ def leave_models_to_workers(options: EngineOptions) -> None:
 
 
 def return_memory(*, collect: bool = True) -> None:
-    """Gives freed memory of any size back to the system; collect: also what only a search for cycles frees, which takes
-    a good part of a second."""
+    """Gives freed memory of any size back to the system; collect: also what only a search for cycles frees."""
     if collect:
         gc.collect()
     if _glibc is not None:
@@ -420,6 +419,8 @@ def _save_folder(path: Path, scratch: Path, write: Callable[[Path], None]) -> No
 
 @lru_cache(maxsize=4)
 def cached_base_model(name: str, device: str, prompt: str) -> BaseModel:
+    gc.collect()
+    gc.freeze()  # modules, most of all: the searches for cycles after each model need not go through them
     return load_base_model(name, device, prompt=prompt)
 
 
