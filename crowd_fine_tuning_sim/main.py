@@ -28,7 +28,7 @@ from crowd_fine_tuning_sim.retraining import (
     retrain_once,
     values_of,
 )
-from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of
+from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of, retrained_coalitions
 from crowd_fine_tuning_sim.text_world import TextWorld
 from experiment.command_line import NOT_IDENTITY, named_function, naming, tell
 from experiment.files import ROOT, sha256_file
@@ -98,15 +98,17 @@ def main(settings: Settings) -> None:
         with run.stage("competition and retraining"):
             play_cases(run, settings, engine, mapper, cases)
         with run.stage("tables"):
-            played = [
-                results.played_case(
-                    settings,
-                    case,
-                    load_arrays(part_of(run, case)) or {},
-                    (load_arrays(in_run_part(run, case)) or {})["values"],
-                )
-                for case in cases
-            ]
+            played = results.with_other_seeds(
+                [
+                    results.played_case(
+                        settings,
+                        case,
+                        load_arrays(part_of(run, case)) or {},
+                        (load_arrays(in_run_part(run, case)) or {})["values"],
+                    )
+                    for case in cases
+                ]
+            )
             tables = results.run_tables(settings, played)
             for name, table in tables.items():
                 write_table(table, run.path, name)
@@ -159,7 +161,7 @@ def work_of(settings: Settings) -> Work:
     combinations = len(settings.grouping) * len(settings.metric) * len(settings.scoring)
     variants = combinations * settings.num_rounds * (settings.num_groups + 0.5)  # a merged one in some rounds
     tuned, sampled = variants * settings.budget, variants + combinations * (settings.num_rounds + 1)
-    retrained = {"exact": 2**n, "sampled": settings.retrainings, "none": 0}[settings.reference]
+    retrained = retrained_coalitions(settings)
     tuned += retrained * held * n / 2 + 4 * held * n
     audited = n + 2 if retrained else 0
     return Work(round(tuned), round((sampled + retrained + audited + 4) * settings.samples), 2**n)
@@ -169,12 +171,12 @@ def describe(settings: Settings, device: str) -> str:
     """The first line of a run: what, on what, how long."""
     cases = len(settings.target_emotion) * settings.num_crowds * settings.num_seeds
     seconds = estimated_seconds(work_of(settings), settings.epochs, cases, settings.jobs, device)
-    models = {"exact": f"all {2**settings.num_users}", "sampled": f"{settings.retrainings}", "none": "no"}
+    how_many = {"exact": "all ", "sampled": "", "none": ""}[settings.reference] + str(retrained_coalitions(settings))
     combinations = len(settings.grouping) * len(settings.metric) * len(settings.scoring)
     return (
         f"{', '.join(settings.target_emotion)}: {cases} repetition{'s' * (cases > 1)} of {settings.num_users} people "
         f"with {settings.texts_per_user} texts each ({settings.crowd}); {combinations} combinations of "
-        f"{settings.num_rounds} rounds in {settings.num_groups} groups; {models[settings.reference]} coalitions "
+        f"{settings.num_rounds} rounds in {settings.num_groups} groups; {how_many} coalitions "
         f"retrained; {settings.base_model} on {device}, {in_words(seconds)}"
     )
 

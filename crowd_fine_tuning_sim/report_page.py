@@ -171,6 +171,8 @@ def apart(table: pd.DataFrame) -> list[str]:
             line = f"Between two seeds people's Shapley values correlate at r = {observed:.2f}"
             if np.isfinite(predicted):
                 line += f", where the judge's noise alone would leave {predicted:.2f}"
+            if observed > 0:
+                line += f"; perfect estimates would agree with one seed's at {observed**0.5:.2f}"
         else:
             game = "retraining" if source == "samples" else "the game of mean text vectors"
             line = f"Between random halves ({at} {UNITS[source]}) people's Shapley values by {game} correlate at "
@@ -202,6 +204,8 @@ def agreement(summary: pd.DataFrame) -> Table:
         title = f"{scoring} points, {grouping}" if what == "points" else ESTIMATES[what][1]
         models = float(by.loc["models", "value"])
         measures = [as_estimate(by.loc[name]) for name in ("pearson", "spearman", "misallocation")]
+        if what != "points" and not any(np.isfinite(measure.value) for measure in measures):
+            continue
         rows.append([title, metric, *measures, models])
     caption = (
         "Correlation with the retraining game's Shapley values over the people of a crowd, means over crowds with 95 % "

@@ -4,7 +4,7 @@ Estimates of the people's shares are functions of what a case showed, in the reg
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -32,7 +32,7 @@ from crowd_fine_tuning_sim.retraining import (
     unsampled_noise,
     values_of,
 )
-from crowd_fine_tuning_sim.settings import MOST_USERS_EXACT, Settings
+from crowd_fine_tuning_sim.settings import MOST_USERS_EXACT, Settings, retrained_coalitions
 from crowd_fine_tuning_sim.text_world import Streams
 from experiment.command_line import named_function
 from experiment.run_folder import Arrays
@@ -73,12 +73,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Played:
-    """A case with what was played. competitions: by combination. retraining: see main.play_retraining."""
+    """A case with what was played. competitions: by combination. retraining: see main.play_retraining. again: the same
+    crowd's other seeds."""
 
     case: Case
     competitions: dict[Combination, Arrays]
     retraining: Arrays
     in_run: np.ndarray  # (n,)
+    again: tuple["Played", ...] = ()
 
     @property
     def key(self) -> dict[str, Any]:
@@ -118,6 +120,13 @@ def played_case(settings: Settings, case: Case, arrays: Arrays, in_run: np.ndarr
         own.setdefault(owner, {})[name] = values
     numbered = {each: own[f"{case.name}-{number}"] for number, each in enumerate(combinations_of(settings))}
     return Played(case, numbered, own[f"{case.name}-retraining"], in_run)
+
+
+def with_other_seeds(cases: Sequence[Played]) -> list[Played]:
+    def same_crowd(a: Case, b: Case) -> bool:
+        return (a.crowd.target, a.number) == (b.crowd.target, b.number) and a.seed != b.seed
+
+    return [replace(each, again=tuple(other for other in cases if same_crowd(each.case, other.case))) for each in cases]
 
 
 def metric_of(name: str) -> Metric:
@@ -195,14 +204,27 @@ def vector_points(settings: Settings, played: Played, metric: str) -> np.ndarray
     return simulated(settings, played, ("random", metric, "attributed")).points[0]
 
 
-ESTIMATES: dict[str, tuple[Estimate, str, Callable[[int], int]]] = {
-    "equal": (equal, "equal", lambda n: 0),
-    "static": (static, "static game", lambda n: 0),
-    "vector": (vector_points, "attributed on vectors", lambda n: 0),
-    "in_run": (in_run, "in-run", lambda n: 3),  # one, each of whose steps also goes through twice as many other texts
-    "leave_one_out": (leaving_one_out, "leave one out", lambda n: n + 1),
+def other_seeds(settings: Settings, played: Played, metric: str) -> np.ndarray:
+    """The reference tuned and judged anew; NaN with one seed. Values without noise would agree with the reference at
+    the root of this correlation (Spearman, 1904)."""
+    found = [reference_of(settings, other, metric)[0] for other in played.again]
+    return np.mean(found, axis=0) if found else np.full(len(played.means), np.nan)
+
+
+ESTIMATES: dict[str, tuple[Estimate, str, Callable[[Settings], int]]] = {
+    "equal": (equal, "equal", lambda settings: 0),
+    "static": (static, "static game", lambda settings: 0),
+    "vector": (vector_points, "attributed on vectors", lambda settings: 0),
+    # One, each of whose steps also goes through twice as many other texts.
+    "in_run": (in_run, "in-run", lambda settings: 3),
+    "leave_one_out": (leaving_one_out, "leave one out", lambda settings: settings.num_users + 1),
+    "other_seeds": (
+        other_seeds,
+        "retraining, other seeds",
+        lambda settings: (settings.num_seeds - 1) * retrained_coalitions(settings),
+    ),
 }
-"""Estimate, its name in figures, and what it costs for n people, in models tuned."""
+"""Estimate, its name in figures, and what it costs, in models tuned."""
 
 
 def accounts_of(settings: Settings, played: Played) -> dict[Combination, Account]:
@@ -462,12 +484,11 @@ def agreement_table(
         shapley, units = references[metric][0], pay[grouping, metric, scoring][0]
         measures = [*correlations(own["points"], shapley), misallocated(units, shapley), models]
         rows.append([metric, "points", grouping, scoring, *measures])
-    n = len(played.means)
     for metric, by_name in estimates.items():
         shapley = references[metric][0]
         for name, values in by_name.items():
             measures = [*correlations(values, shapley), misallocated(np.maximum(values, 0), shapley)]
-            rows.append([metric, name, "", "", *measures, ESTIMATES[name][2](n)])
+            rows.append([metric, name, "", "", *measures, ESTIMATES[name][2](settings)])
     columns = ["metric", "what", "grouping", "scoring", "pearson", "spearman", "misallocation", "models"]
     table = pd.DataFrame(rows, columns=columns)
     return _rows(played, **{name: table[name] for name in columns})

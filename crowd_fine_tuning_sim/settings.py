@@ -121,6 +121,11 @@ def check_settings(settings: Settings) -> None:
             raise InputError("--reference sampled: which coalitions are retrained depends on the metric; name one")
 
 
+def retrained_coalitions(settings: Settings) -> int:
+    """Of one repetition, the empty one among them."""
+    return {"exact": 2**settings.num_users, "sampled": settings.retrainings, "none": 0}[settings.reference]
+
+
 def kinds_of(settings: Settings) -> list[str]:
     """A kind for each of the simulated people: --kinds, begun again where it is too short."""
     return [settings.kinds[i % len(settings.kinds)] for i in range(settings.num_users)]

@@ -361,6 +361,16 @@ def test_files_of_a_run_and_its_verification(run):
     assert "Telling people apart" in (run / "report.html").read_text()
 
 
+def test_the_other_seed_is_an_estimate_like_others(run):
+    points = pd.read_csv(run / "points.csv").query("scoring == 'ranked'").pivot(index="user", columns="seed")
+    again = pd.read_csv(run / "estimates.csv").query("estimate == 'other_seeds'").pivot(index="user", columns="seed")
+    np.testing.assert_array_equal(again["value"][[1, 0]], points["shapley"][[0, 1]])
+    agreed = pd.read_csv(run / "agreement.csv").query("what == 'other_seeds'")
+    r = np.corrcoef(points["shapley"].T)[0, 1]
+    np.testing.assert_allclose(agreed["pearson"], r, rtol=1e-9)
+    assert (agreed["models"] == 8).all() and "retraining, other seeds" in (run / "report.html").read_text()
+
+
 def test_a_changed_coalition_is_found(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     table = pd.read_csv(copy / "coalitions.csv", dtype={"coalition": str})
