@@ -25,7 +25,6 @@ from crowd_fine_tuning_sim.retraining import (
     all_coalitions,
     audited_coalitions,
     retrain,
-    retrain_once,
     values_of,
 )
 from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of, retrained_coalitions
@@ -163,7 +162,10 @@ def work_of(settings: Settings) -> Work:
     tuned, sampled = variants * settings.budget, variants + combinations * (settings.num_rounds + 1)
     retrained = retrained_coalitions(settings)
     tuned += retrained * held * n / 2 + 4 * held * n
-    audited = n + 2 if retrained else 0
+    audited = 0
+    if retrained:
+        left_out = n if settings.reference == "exact" else 0
+        audited, tuned = n + 2 + left_out, tuned + (2 * n + left_out * (n - 1)) * held
     return Work(round(tuned), round((sampled + retrained + audited + 4) * settings.samples), 2**n)
 
 
@@ -293,20 +295,19 @@ def play_competition(settings: Settings, case: results.Case, combination: result
 def play_retraining(settings: Settings, case: results.Case, ask: Ask) -> Arrays:
     """The coalitions' samples, and fresh ones of the models that the competitions are compared with.
 
-    coalitions (m, n), vectors (m, samples, 28); audited (n + 2, samples, 28), other samples of audited_coalitions, so
-    that pay is not checked by what it was made of, but with --reference none; compared (k, n), the coalitions of
-    `fresh` (k, samples, 28): nobody, everybody, and by each metric the best single person and the best coalition, by
-    the samples that valued them.
+    coalitions (m, n), vectors (m, samples, 28); audited (n + 2 or 2 n + 2, samples, 28), of audited_coalitions tuned
+    and sampled anew, so that neither pay nor leaving one out is checked by what it was made of, but with --reference
+    none; compared (k, n), the coalitions of `fresh` (k, samples, 28): nobody, everybody, and by each metric the best
+    single person by the audits and the best retrained coalition.
     """
     texts = [person.texts for person in case.crowd.people]
     n, tuning, sample = len(texts), case.streams("retraining"), case.streams("valuation")
     everyone = np.ones((1, n), dtype=bool)
     audited = {}
     if settings.reference != "none":
-        # First, and with both samples at once: their models are needed again, and are not stored.
-        samples = (case.streams("audit"), sample)
-        at_the_end = case.crowd.texts_at(1.0)
-        audited = {"audited": retrain_once(at_the_end, audited_coalitions(n), tuning, samples, ask)[0].vectors}
+        at_the_end, coalitions = case.crowd.texts_at(1.0), audited_coalitions(n, settings.reference == "exact")
+        drawn = retrain(at_the_end, coalitions, case.streams("audit tuning"), case.streams("audit"), ask)
+        audited = {"audited": drawn.vectors}
     if settings.reference == "exact":
         found = retrain(texts, all_coalitions(n), tuning, sample, ask)
     else:
@@ -325,12 +326,11 @@ def play_retraining(settings: Settings, case: results.Case, ask: Ask) -> Arrays:
                 np.concatenate([each.coalitions for each in asked]), np.concatenate([each.vectors for each in asked])
             )
     compared = [~everyone[0], everyone[0]]
-    for name in settings.metric:
+    for name in settings.metric if audited else ():
         metric = named_function("--metric", name, REGISTRIES["metric"])
         values, _ = values_of(found.vectors, case.crowd.centroid, metric)
-        alone = np.flatnonzero(found.coalitions.sum(axis=1) == 1)
-        best = [alone[values[alone].argmax()]] if len(alone) else []
-        compared += [found.coalitions[i] for i in [*best, values.argmax()]]
+        alone, _ = values_of(audited["audited"][1 : n + 1], case.crowd.centroid, metric)
+        compared += [np.arange(n) == alone.argmax(), found.coalitions[values.argmax()]]
     report = case.streams("report")
     fresh = retrain(texts, np.array(compared), tuning, report, ask)
     return {

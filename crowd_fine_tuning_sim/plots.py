@@ -73,7 +73,7 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
                 panel.errorbar(x[of], y[of], xerr=own["error"][of], label=kind, alpha=0.8, **style)
         panel.axline((0, 0), slope=1, color=GREY, linewidth=0.7, linestyle=":")
         r = pd.Series({key: np.corrcoef(x[o.index], y[o.index])[0, 1] for key, o in own.groupby(CASE)})
-        panel.set_title(f"{title}\nmean r = {r.mean():.2f}" if r.notna().any() else f"{title}\nno spread", fontsize=8)
+        panel.set_title(f"{title}\nmean r = {r.mean():.2f}" if r.notna().any() else f"{title}\nno r", fontsize=8)
     for panel in axes.flat[len(shown) :]:
         panel.set_visible(False)
     for panel in axes.flat[len(shown) - columns : len(shown)]:  # the last of their columns
@@ -110,24 +110,27 @@ def progress_figure(progress: pd.DataFrame) -> Figure:
     """A panel a metric and grouping: distance by round, a colour a scoring; language models and vectors."""
     panels_of = list(progress.groupby(["grouping", "metric"], sort=False))
     figure, axes = new_figure(1, len(panels_of), width=max(4.6, 3.0 * len(panels_of)), height=3.4, sharey=True)
-    cases = progress.groupby(CASE).ngroups
+    crowds, cases = progress.groupby(["target", "crowd"]).ngroups, progress.groupby(CASE).ngroups
     for panel, ((grouping, metric), own) in zip(axes[0], panels_of, strict=True):
         for number, (scoring, by_scoring) in enumerate(own.groupby("scoring", sort=False)):
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             for world, line in (("text", LINES[0]), ("vector", LINES[1])):
-                wide = by_scoring[by_scoring["world"] == world].pivot(index="round", columns=CASE, values="distance")
+                of = by_scoring[by_scoring["world"] == world]
+                wide = of.pivot_table("distance", "round", ["target", "crowd"])  # means over seeds
                 mean, low, high = mean_interval(wide.to_numpy())
-                style: Any = {"color": COLOURS[number], "linestyle": line, "marker": MARKERS[number]}
+                style: Any = {"color": colour, "linestyle": line, "marker": marker}
                 label = f"{scoring}, {'language models' if world == 'text' else 'vectors'}"
                 panel.plot(wide.index, mean, label=label, markersize=3, linewidth=1.2, **style)
-                if cases > 1 and world == "text":
-                    panel.fill_between(wide.index, low, high, color=COLOURS[number], alpha=0.12, linewidth=0)
+                if crowds > 1 and world == "text":
+                    panel.fill_between(wide.index, low, high, color=colour, alpha=0.12, linewidth=0)
         panel.set_title(f"{grouping}, {metric}", fontsize=8)
         panel.set_xlabel("round")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylim(0, None)
     axes[0, 0].set_ylabel("distance to the centroid (L2)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    note = f"means over {cases} repetitions, bands: 95 % intervals" if cases > 1 else "one repetition"
+    note = f"means over {cases} repetitions" if cases > 1 else "one repetition"
+    note += f", bands: 95 % intervals over {crowds} crowds" if crowds > 1 else ""
     legend: Any = {"loc": "outside upper center", "ncols": 2, "fontsize": 7, "title": note, "title_fontsize": 7}
     figure.legend(handles, labels, **legend)
     return figure

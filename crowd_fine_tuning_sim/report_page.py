@@ -18,8 +18,8 @@ FIGURES = (
         "agreement",
         "Points and estimates against retraining",
         "Each person's points, by scoring, and each estimate of their share, against the Shapley value of the game in "
-        "which the model is retrained on every coalition; standard deviations within a crowd's repetition. Bars: one "
-        "standard error of the Shapley value. On the dotted diagonal both agree.",
+        "which the model is retrained on coalitions of people; standard deviations within a crowd's repetition. Bars: "
+        "one standard error of the Shapley value. On the dotted diagonal both agree.",
         "Scatter plots of points and of estimates against Shapley values by retraining, one mark a person.",
     ),
     Illustration(
@@ -33,7 +33,8 @@ FIGURES = (
         "progress",
         "Distance by round",
         "Distance of the model to the centroid before the first round and after each: of the mean of fresh samples "
-        "(language models), and of the model's vector in experiment 2's world with the same people and rounds.",
+        "(language models), and of the model's vector in experiment 2's world with the same people and rounds. A "
+        "sample's mean lies farther away than that of all that its model could write.",
         "Lines of the distance to the centroid over the rounds, for language models and for vectors.",
     ),
     Illustration(
@@ -48,7 +49,7 @@ FILES = (
     ("summary.csv", "the answer, means over crowds with intervals"),
     ("points.csv", "what each person earned and is paid, and their Shapley values"),
     ("ledger.csv", "the coordinator's record, from which points and pay follow"),
-    ("estimates.csv", "the cheap estimates of their shares"),
+    ("estimates.csv", "other estimates of their shares"),
     ("agreement.csv", "correlations with the reference, and models tuned"),
     ("reliability.csv", "whether people can be told apart: by samples, texts and seeds"),
     ("coalitions.csv", "every retrained coalition's value"),
@@ -61,7 +62,7 @@ FILES = (
 OTHERS = {
     "everybody": "one model on everybody's texts",
     "best_person": "the model of the best single person",
-    "best_coalition": "the oracle, the model of the best coalition",
+    "best_coalition": "that of the best retrained coalition (the oracle)",
     "base": "the untuned model",
 }
 
@@ -78,8 +79,8 @@ def report_page(settings: Settings, tables: Tables, drawn: Sequence[str], played
         experiment="crowd_fine_tuning_sim",
         title="Crowd fine-tuning",
         question="People who hold texts tune a language model in competing groups, earn points and are paid by them. "
-        "Do points and pay agree with what each person is worth when the model is retrained on every coalition, and "
-        "does the model come nearer to its aim than one tuned on everybody's texts?",
+        "Do points and pay agree with what each person is worth when the model is retrained on coalitions of people, "
+        "and does the model come nearer to its aim than one tuned on everybody's texts?",
         answer=[*answer(tables["summary"]), *apart(tables["reliability"])],
         setting=[
             f"{crowds} crowd{'s' * (crowds > 1)} of {settings.num_users} people with {settings.texts_per_user} texts "
@@ -115,18 +116,23 @@ def as_estimate(row: Any) -> Estimate:
 
 
 def answer(summary: pd.DataFrame) -> list[str]:
-    metric = summary["metric"].iloc[0]
-    crowds = int(summary["crowds"].iloc[0])
+    metric, crowds = summary["metric"].iloc[0], int(summary["crowds"].max())
     over = f"means over {crowds} crowds, 95 % intervals" if crowds > 1 else "one crowd, so without intervals"
     scorings = [name for name in dict.fromkeys(summary["scoring"]) if name]
-    agreed = ", ".join(f"{name} {words(as_estimate(row_of(summary, 'points', 'pearson', name)))}" for name in scorings)
-    cheap = ", ".join(
-        f"{title} {words(as_estimate(row))}"
-        for name, (_, title, _) in ESTIMATES.items()
-        if (row := row_of(summary, name, "pearson")) is not None and np.isfinite(row["value"])
-    )
-    lines = [f"Points agree with Shapley values by retraining ({metric}) at r = {agreed} ({over})."]
-    lines.append(f"Estimates without all retrainings agree at r = {cheap}.")
+    first_of = summary["grouping"][summary["grouping"] != ""]
+    over += f", grouping {first_of.iloc[0]}" if first_of.nunique() > 1 else ""
+    titles = {name: ("points", name) for name in scorings} | {
+        title: (name, "") for name, (_, title, _) in ESTIMATES.items()
+    }
+    agreed = {
+        title: f"{title} {words(as_estimate(row))}" + (f" ({row['crowds']} crowds)" if row["crowds"] < crowds else "")
+        for title, (what, scoring) in titles.items()
+        if (row := row_of(summary, what, "pearson", scoring)) is not None and np.isfinite(row["value"])
+    }
+    points = ", ".join(agreed[name] for name in scorings if name in agreed)
+    others = ", ".join(said for title, said in agreed.items() if title not in scorings)
+    lines = [f"Points agree with Shapley values by retraining ({metric}) at r = {points} ({over})."] if points else []
+    lines += [f"Other estimates agree at r = {others}."] if others else []
     lines += misallocations(summary, scorings)
     first = scorings[-1]
     for other, title in OTHERS.items():
@@ -138,14 +144,16 @@ def answer(summary: pd.DataFrame) -> list[str]:
 
 def misallocations(summary: pd.DataFrame, scorings: Sequence[str]) -> list[str]:
     """Of the first metric, where pay and reference are known."""
-    titles = {("points", name): f"{name} {{}}" for name in scorings} | {("equal", ""): "against {} when all get alike"}
     shares = []
-    for (what, scoring), title in titles.items():
-        row = row_of(summary, what, "misallocation", scoring)
-        if row is None or not np.isfinite(row["value"]):
-            return []
-        shares.append(title.format(words(as_estimate(row))))
-    return [f"Of the budget the wrong people are paid, by Shapley values: {', '.join(shares)}."]
+    for name in scorings:
+        row, less = (
+            row_of(summary, "points", quantity, name) for quantity in ("misallocation", "misallocation - equal")
+        )
+        if row is not None and less is not None and np.isfinite(row["value"]):
+            shares.append(f"{name} {words(as_estimate(row))}, less when all get alike {words(as_estimate(less))}")
+    return [f"Share of the budget that pay gives the wrong people, by Shapley values: {'; '.join(shares)}."] * bool(
+        shares
+    )
 
 
 def told_apart(table: pd.DataFrame) -> list[tuple[str, str, int, float, float, float]]:
@@ -232,7 +240,9 @@ def people(tables: Tables) -> Table:
     keys = ["target", "crowd", "user"]
     metric = points["metric"].iloc[0]
     own = points[points["metric"] == metric]
-    values = own.groupby(keys, sort=False)[["shapley", "standard_error", "static_shapley"]].mean()
+    of_seeds = own.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False)
+    values = of_seeds[["shapley", "standard_error", "static_shapley"]].mean()
+    values["standard_error"] = of_seeds["standard_error"].agg(lambda errors: np.sqrt((errors**2).sum()) / len(errors))
     earned = own.pivot_table("points", keys, "scoring", sort=False)
     rows: list[list[Value]] = []
     for user in users.to_dict("records"):

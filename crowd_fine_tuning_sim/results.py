@@ -26,7 +26,6 @@ from crowd_fine_tuning_sim.reliability import (
 )
 from crowd_fine_tuning_sim.retraining import (
     exact_shapley,
-    leave_one_out,
     sampled_shapley,
     static_game,
     unsampled_noise,
@@ -147,15 +146,20 @@ def sampled_reference(
     def game(coalitions: np.ndarray) -> np.ndarray:
         return values_of(vectors_of(coalitions), crowd.centroid, metric)[0]
 
-    return sampled_shapley(game, static, len(means), settings.retrainings, case.streams("coalitions"))
+    return sampled_shapley(game, static, len(means), settings.retrainings, case.streams("coalitions"), means)
 
 
 def reference_of(settings: Settings, played: Played, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Shapley values of the retraining game and their standard errors, which include the judge's noise: (n,) each."""
+    """Shapley values of the retraining game and their standard errors, which include the judge's noise: (n,) each.
+
+    NaN for who turns coat: coalitions are retrained on what people hold at first.
+    """
     found, n = played.retraining, len(played.means)
+    stays = np.where([bool(person.later) for person in played.case.crowd.people], np.nan, 1.0)
     values, variances = values_of(found["vectors"], played.case.crowd.centroid, metric_of(metric))
     if settings.reference == "exact":
-        return exact_shapley(values, variances, n)
+        shapley, errors = exact_shapley(values, variances, n)
+        return shapley * stays, errors * stays
     if settings.reference == "none":
         return np.full(n, np.nan), np.full(n, np.nan)
     rows = {coalition.tobytes(): i for i, coalition in enumerate(found["coalitions"])}
@@ -165,7 +169,7 @@ def reference_of(settings: Settings, played: Played, metric: str) -> tuple[np.nd
 
     estimate = sampled_reference(settings, played.case, vectors_of, found["vectors"][0])
     noise = unsampled_noise(found["coalitions"], variances)
-    return estimate.values, np.sqrt(estimate.standard_errors**2 + noise)
+    return estimate.values * stays, np.sqrt(estimate.standard_errors**2 + noise) * stays
 
 
 Estimate = Callable[[Settings, Played, str], np.ndarray]
@@ -174,19 +178,17 @@ Estimate = Callable[[Settings, Played, str], np.ndarray]
 def static(settings: Settings, played: Played, metric: str) -> np.ndarray:
     """Shapley values of the game of mean text vectors, without a model."""
     game = static_game(played.means, played.base, played.case.crowd.centroid, metric_of(metric))
-    return game_shapley_values(game, len(played.means), precision=1e-3).values
+    return game_shapley_values(game, len(played.means), features=played.means, precision=1e-3).values
 
 
 def leaving_one_out(settings: Settings, played: Played, metric: str) -> np.ndarray:
-    """Value of everybody's model less that of the model without the person; NaN where these were not retrained."""
-    found, n = played.retraining, len(played.means)
-    values, _ = values_of(found["vectors"], played.case.crowd.centroid, metric_of(metric))
-    known = {coalition.tobytes(): value for coalition, value in zip(found["coalitions"], values, strict=True)}
-
-    def looked_up(coalitions: np.ndarray) -> np.ndarray:
-        return np.array([known.get(np.ascontiguousarray(c).tobytes(), np.nan) for c in coalitions])
-
-    return leave_one_out(looked_up, n)
+    """Value of everybody's model less that of the model without the person, by the audits: of the samples that the
+    reference is made of, noise alone would agree with it. NaN but with --reference exact."""
+    n = len(played.means)
+    if settings.reference != "exact":
+        return np.full(n, np.nan)
+    values, _ = values_of(played.retraining["audited"], played.case.crowd.centroid, metric_of(metric))
+    return values[n + 1] - values[n + 2 :]
 
 
 def in_run(settings: Settings, played: Played, metric: str) -> np.ndarray:
@@ -205,8 +207,8 @@ def vector_points(settings: Settings, played: Played, metric: str) -> np.ndarray
 
 
 def other_seeds(settings: Settings, played: Played, metric: str) -> np.ndarray:
-    """The reference tuned and judged anew; NaN with one seed. Values without noise would agree with the reference at
-    the root of this correlation (Spearman, 1904)."""
+    """The reference tuned and judged anew, NaN with one seed. Of two seeds, values without noise would agree with
+    either at the root of this correlation (Spearman, 1904)."""
     found = [reference_of(settings, other, metric)[0] for other in played.again]
     return np.mean(found, axis=0) if found else np.full(len(played.means), np.nan)
 
@@ -231,7 +233,7 @@ def accounts_of(settings: Settings, played: Played) -> dict[Combination, Account
     """What the ledger holds of each competition, but with --reference none, which has no audits."""
     if "audited" not in played.retraining:
         return {}
-    key, centroid = tuple(map(str, played.key.values())), played.case.crowd.centroid
+    key, centroid, n = tuple(map(str, played.key.values())), played.case.crowd.centroid, len(played.means)
     names = tuple(map(str, user_names(settings, played.case.crowd)))
     accounts = {}
     for combination, own in played.competitions.items():
@@ -243,8 +245,8 @@ def accounts_of(settings: Settings, played: Played) -> dict[Combination, Account
             (*key, *combination),
             names,
             rounds_of(*(own[name] for name in columns)),
-            (audits[1:-1] - audits[0])[None],
-            audits[-1:] - audits[0],
+            (audits[1 : n + 1] - audits[0])[None],
+            audits[n + 1 : n + 2] - audits[0],
             np.array([final - base]),
         )
     return accounts
@@ -399,7 +401,8 @@ Pay = dict[Combination, tuple[np.ndarray, np.ndarray]]
 def points_table(
     played: Played, names: Sequence[str], references: References, estimates: Estimates, pay: Pay
 ) -> pd.DataFrame:
-    """points.csv: pay in whole units, see payout.py; empty with --reference none."""
+    """points.csv: pay in whole units, see payout.py, empty with --reference none; pay_error: its standard error by the
+    rounds alone, without that of the audits. shapley is empty for who turns coat."""
     frames = []
     for (grouping, metric, scoring), own in played.competitions.items():
         values, errors = references[metric]
@@ -502,16 +505,25 @@ def correlations(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame:
-    """summary.csv: means over crowds (of each crowd over its seeds) with Student's 95 % intervals.
+    """summary.csv: means over the crowds that have the quantity (of each crowd over its seeds) with Student's 95 %
+    intervals: over crowds like these, dealt for these targets.
 
-    quantity: pearson, spearman, models, or value - ...: a competition's fresh value less another model's.
+    quantity: pearson, spearman, misallocation, models; misallocation - equal, less that of equal shares in the same
+    crowd and seed; or value - ...: a competition's fresh value less another model's.
     """
     rows: list[list[Any]] = []
     names = ["metric", "what", "grouping", "scoring"]
+
+    def put(key: Sequence[Any], quantity: str, own: pd.DataFrame, column: str) -> None:
+        means = own.groupby(["target", "crowd"])[column].mean().to_numpy()
+        rows.append([*key, quantity, int(np.isfinite(means).sum()), *map(float, mean_interval(means))])
+
+    equal = agreement[agreement["what"] == "equal"].set_index([*CASE, "metric"])["misallocation"].rename("equal")
+    agreement = agreement.join(equal, on=[*CASE, "metric"])
+    agreement["misallocation - equal"] = agreement["misallocation"] - agreement["equal"]
     for key, own in agreement.groupby(names, sort=False):
-        for quantity in ("pearson", "spearman", "misallocation", "models"):
-            means = own.groupby(["target", "crowd"])[quantity].mean().to_numpy()
-            rows.append([*key, quantity, len(means), *map(float, mean_interval(means))])
+        for quantity in ("pearson", "spearman", "misallocation", "misallocation - equal", "models"):
+            put(key, quantity, own, quantity)
     index = ["target", "crowd", "seed", "metric"]
     competition = finals[finals["model"] == "competition"]
     for other in [name for name in finals["model"].unique() if name != "competition"]:
@@ -519,9 +531,7 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
         paired = competition.join(theirs, on=index)
         paired["difference"] = paired["value"] - paired["other"]
         for (metric, grouping, scoring), own in paired.groupby(["metric", "grouping", "scoring"], sort=False):
-            means = own.groupby(["target", "crowd"])["difference"].mean().to_numpy()
-            quantity = f"value - {other}"
-            rows.append([metric, "points", grouping, scoring, quantity, len(means), *map(float, mean_interval(means))])
+            put([metric, "points", grouping, scoring], f"value - {other}", own, "difference")
     return pd.DataFrame(rows, columns=[*names, "quantity", "crowds", "value", "low", "high"])
 
 

@@ -5,7 +5,7 @@ coalitions of one repetition share the seeds of tuning and of sampling, so that 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,24 +38,17 @@ def coalition_model(texts: Sequence[Texts], coalition: np.ndarray, seed: int) ->
 
 def retrain(texts: Sequence[Texts], coalitions: np.ndarray, tuning_seed: int, sample: int, ask: Ask) -> Retrained:
     """A sample of each of the coalitions' (m, n) models. The models' weights are not stored."""
-    return retrain_once(texts, coalitions, tuning_seed, (sample,), ask)[0]
-
-
-def retrain_once(
-    texts: Sequence[Texts], coalitions: np.ndarray, tuning_seed: int, samples: tuple[int, ...], ask: Ask
-) -> list[Retrained]:
-    """The same for several samples of the same models."""
     models = [coalition_model(texts, coalition, tuning_seed) for coalition in coalitions]
-    drawn = ask([Request(model, samples, discard=True) for model in models])
-    return [
-        Retrained(coalitions, np.array([drawn[name_of(model), sample].vectors for model in models]))
-        for sample in samples
-    ]
+    drawn = ask([Request(model, (sample,), discard=True) for model in models])
+    return Retrained(coalitions, np.array([drawn[name_of(model), sample].vectors for model in models]))
 
 
-def audited_coalitions(n: int) -> np.ndarray:
-    """(n + 2, n) bool: those whose values pay is levelled by: nobody, each alone, everybody."""
-    return np.concatenate([np.zeros((1, n)), np.eye(n), np.ones((1, n))]).astype(bool)
+def audited_coalitions(n: int, leave_one_out: bool) -> np.ndarray:
+    """(n + 2 or 2 n + 2, n) bool: those whose values pay is levelled by, nobody, each alone, everybody; and perhaps
+    everybody but each."""
+    alone = np.eye(n, dtype=bool)
+    audited = [np.zeros((1, n), dtype=bool), alone, np.ones((1, n), dtype=bool)]
+    return np.concatenate([*audited, ~alone] if leave_one_out else audited)
 
 
 def values_of(vectors: np.ndarray, centroid: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
@@ -104,13 +97,19 @@ def static_game(means: np.ndarray, base: np.ndarray, centroid: np.ndarray, metri
 
 
 def sampled_shapley(
-    game: Game, static: Game, n: int, retrainings: int, seed: int | np.random.SeedSequence
+    game: Game,
+    static: Game,
+    n: int,
+    retrainings: int,
+    seed: int | np.random.SeedSequence,
+    features: np.ndarray | None = None,
 ) -> ShapleyEstimate:
     """Shapley values of an expensive game from so many of its coalitions, with the static game as control variate.
 
-    The values of the difference of both games are sampled, those of the static game are as good as exact.
+    The values of the difference of both games are sampled, those of the static game are as good as exact. features:
+    the people's vectors (n, d) that the static game is of.
     """
-    control = game_shapley_values(static, n, precision=1e-3, seed=0)
+    control = game_shapley_values(static, n, features=features, precision=1e-3, seed=0)
 
     def difference(coalitions: np.ndarray) -> np.ndarray:
         return game(coalitions) - static(coalitions)
@@ -132,9 +131,3 @@ def unsampled_noise(coalitions: np.ndarray, variances: np.ndarray) -> np.ndarray
     counts = np.bincount(sizes, minlength=n + 1)
     whole = np.array([count == math.comb(n, size) for size, count in enumerate(counts)])
     return shapley_weights(coalitions) ** 2 @ np.where(whole[sizes], variances, 0.0)
-
-
-def leave_one_out(values: Callable[[np.ndarray], np.ndarray], n: int) -> np.ndarray:
-    """v(all) less v(all but one): (n,), from n + 1 models."""
-    everyone = np.ones((1, n), dtype=bool)
-    return values(everyone) - values(~np.eye(n, dtype=bool))

@@ -60,7 +60,8 @@ class TextWorld:
             weights.append(shares.merged_weights[0])
         rng = np.random.default_rng(self.streams("texts", round_number))
         texts = self.texts(round_number)
-        drawn = [draw_texts(texts, own, self.budget, rng) for own in weights]
+        turn = np.random.default_rng(self.streams("remainders", round_number)).permutation(len(texts))
+        drawn = [draw_texts(texts, own, self.budget, turn, rng) for own in weights]
         seed = self.streams("tuning", round_number)
         models = tuple(Tuned(own, model[0], seed, self.pool) for own in drawn)
         return Candidates(models, round_number)
@@ -79,11 +80,16 @@ class TextWorld:
         return [candidates.models[int(taken[0])]] if improved[0] else model
 
 
-def draw_texts(texts: Sequence[Texts], weights: np.ndarray, budget: int, rng: np.random.Generator) -> Texts:
+def draw_texts(
+    texts: Sequence[Texts], weights: np.ndarray, budget: int, turn: np.ndarray, rng: np.random.Generator
+) -> Texts:
     """`budget` texts, of each person as many as their weight allots, at random; a person's are all used before one
-    comes again. weights: (n,), at least 0."""
+    comes again. weights: (n,), at least 0. turn: a permutation of the people; of those with equal remainders the first
+    in turn give one text more."""
     drawn: list[str] = []
-    for own, count in zip(texts, allotted(np.asarray(budget), weights), strict=True):
+    counts = np.empty(len(texts), dtype=np.int64)
+    counts[turn] = allotted(np.asarray(budget), weights[turn])
+    for own, count in zip(texts, counts, strict=True):
         order = rng.permutation(len(own))  # of everybody, so that nobody's draw depends on another's weight
         drawn += [own[order[i % len(own)]] for i in range(count)]
     return tuple(drawn)

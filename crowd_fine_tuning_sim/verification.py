@@ -39,7 +39,7 @@ def verify(folder: Path, record: dict[str, Any], own_code: bool = False) -> tupl
         return differences, ["numbers: recomputed only where no row is missing"]
     unchecked = []
     if record["reference"] == "exact":
-        differences += check_shapley(tables["points"], tables["coalitions"])
+        differences += check_shapley(tables["points"], tables["coalitions"], tables["users"])
     else:
         unchecked.append("Shapley values: recomputed from coalitions.csv only where it holds all coalitions")
     differences += check_agreement(tables)
@@ -69,8 +69,8 @@ def check_rows(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> list[
     return differences
 
 
-def check_shapley(points: pd.DataFrame, coalitions: pd.DataFrame) -> list[str]:
-    """points.csv's Shapley values and standard errors from coalitions.csv's values."""
+def check_shapley(points: pd.DataFrame, coalitions: pd.DataFrame, users: pd.DataFrame) -> list[str]:
+    """points.csv's Shapley values and standard errors from coalitions.csv's values; turncoats have none."""
     differences = []
     for key, own in coalitions.groupby([*CASE, "metric"], sort=False):
         n = len(own["coalition"].iloc[0])
@@ -80,10 +80,12 @@ def check_shapley(points: pd.DataFrame, coalitions: pd.DataFrame) -> list[str]:
             continue
         by_bits = own.set_index("coalition").loc[bits]
         values, errors = exact_shapley(by_bits["value"].to_numpy(), by_bits["variance"].to_numpy(), n)
+        turned = users["kind"][(users[["target", "crowd"]] == list(key[:2])).all(axis=1)] == "turncoat"
+        stays = np.where(turned, np.nan, 1.0)
         paid = points[(points[[*CASE, "metric"]] == list(key)).all(axis=1)]
         for column, expected in (("shapley", values), ("standard_error", errors)):
             for combination, rows in paid.groupby(["grouping", "scoring"], sort=False):
-                if not np.allclose(rows[column], expected, rtol=0, atol=EXACT):
+                if not np.allclose(rows[column], expected * stays, rtol=0, atol=EXACT, equal_nan=True):
                     differences.append(f"points.csv: {key}, {combination}: {column} is not that of coalitions.csv")
     return differences
 

@@ -4,6 +4,7 @@ plays side by side, and the command line end to end on tiny models."""
 import json
 import shutil
 import signal
+from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,10 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.text import Text
 
 from crowd_fine_tuning_sim.asking import play_together
-from crowd_fine_tuning_sim.plots import people_figure
+from crowd_fine_tuning_sim.crowds import Crowd, Person
+from crowd_fine_tuning_sim.main import plays_of
+from crowd_fine_tuning_sim.plots import agreement_figure, people_figure, progress_figure
+from crowd_fine_tuning_sim.results import CASE, COMBINATION, Case, played_case, run_tables
 from crowd_fine_tuning_sim.retraining import (
     all_coalitions,
     exact_shapley,
@@ -27,12 +31,14 @@ from crowd_fine_tuning_sim.retraining import (
     unsampled_noise,
     values_of,
 )
+from crowd_fine_tuning_sim.settings import Settings
 from crowd_fine_tuning_sim.text_world import Streams, TextWorld, draw_texts
+from crowd_fine_tuning_sim.verification import check_shapley
 from experiment.errors import InputError
 from experiment.verify import verify_run
 from point_in_space_sim.engine.recipes import Request, Sampled, Tuned, name_of
 from tests.tiny_models import save_tiny_world
-from user_grouping_evaluation_sim.competition import NONE, Rules, compete
+from user_grouping_evaluation_sim.competition import NONE, Rules, Shares, compete
 from user_grouping_evaluation_sim.grouping import random
 from user_grouping_evaluation_sim.metrics import l2
 from user_grouping_evaluation_sim.payout import allotted
@@ -83,6 +89,7 @@ def test_the_loop_is_its_literal_transcription(scoring):
     model, judged, merged_rounds = None, [], 0
     for t, step in enumerate(steps):
         drawing = np.random.default_rng(streams("texts", t))
+        turn = np.random.default_rng(streams("remainders", t)).permutation(5).tolist()
         merged = step.round.merged_weights
         rows = [(step.round.labels[0] == g) * step.round.weights[0] for g in range(2)]
         rows += [] if merged is None else [merged[0]]
@@ -93,7 +100,7 @@ def test_the_loop_is_its_literal_transcription(scoring):
             counts = [int(e + 1e-9) for e in exact]
             while sum(counts) < budget:
                 left = [e - c for e, c in zip(exact, counts, strict=True)]
-                counts[left.index(max(left))] += 1
+                counts[max(turn, key=lambda person: left[person])] += 1
             texts = []
             for own, count in zip(contributed(t), counts, strict=True):
                 order = drawing.permutation(len(own)).tolist()
@@ -123,8 +130,21 @@ def test_allotted_shares(weights, budget):
 
 
 def test_a_persons_texts_are_all_drawn_before_one_comes_again():
-    drawn = draw_texts(PEOPLE, np.array([1.0, 0, 0, 0, 0]), 6, np.random.default_rng(0))
+    drawn = draw_texts(PEOPLE, np.array([1.0, 0, 0, 0, 0]), 6, np.arange(5), np.random.default_rng(0))
     assert set(drawn[:4]) == set(PEOPLE[0]) and drawn[4:] == drawn[:2]
+
+
+def test_equal_weights_give_equally_many_texts_over_the_rounds():
+    """Five people, 13 texts a round: three of them give one more, whoever is listed first."""
+    world = TextWorld(lambda t: PEOPLE, sum(PEOPLE, ()), vector_of("aim"), l2, 13, Streams(0, "crowd"), fake_ask)
+    shares = Shares(1, np.zeros((1, 5), dtype=int), np.full((1, 5), 0.2), None)
+    owner = {text: person for person, own in enumerate(PEOPLE) for text in own}
+    counts = np.zeros(5)
+    for t in range(200):
+        (model,) = world.propose([None], shares, t).models
+        counts += np.bincount([owner[text] for text in model.texts], minlength=5)
+    # Of one more or none at 3/5, 200 times: a standard deviation of 7 texts.
+    assert counts.sum() == 200 * 13 and np.abs(counts - 520).max() < 4 * 7
 
 
 def test_plays_side_by_side_get_what_they_ask_for_and_errors_end_them():
@@ -287,6 +307,60 @@ def test_people_who_lie_together_are_told_apart_in_their_figure():
     assert all(not legend.get_window_extent().overlaps(axes) for legend in figure.legends)
     listed = [text.get_text() for text in figure.legends[1].get_texts()]
     assert listed[0] == "1 a name that is longer than … (on): -0.200" and listed[1].startswith("2 $x_1$ (off)")
+
+
+HONEST = tuple(Person(f"p{k}", "on", own) for k, own in enumerate(PEOPLE))
+
+
+def played_by(ask, settings, number=0, people=HONEST):
+    """A case of PEOPLE, or of others, by a fake engine."""
+    near = np.stack([vector_of(f"near {i}") for i in range(4)])
+    vectors, later = (
+        tuple(np.array([vector_of(text) for text in own]).reshape(-1, 28) for own in texts)
+        for texts in ([person.texts for person in people], [person.later for person in people])
+    )
+    case = Case(Crowd(people, "joy", near, (), vectors, later), number, 0)
+    arrays = {
+        f"{owner}/{name}": array
+        for owner, play in plays_of(settings, case).items()
+        for name, array in play(ask).items()
+    }
+    return played_case(settings, case, arrays, np.arange(5.0))
+
+
+FAKED = Settings(num_users=5, num_rounds=5, budget=6, samples=6)
+
+
+def test_who_turns_coat_is_paid_but_has_no_value_by_retraining():
+    """Coalitions are retrained on what people hold at first: so nothing agrees or disagrees with it."""
+    people = (Person("p0", "turncoat", PEOPLE[0], TURNED[0]), *HONEST[1:])
+    tables = run_tables(FAKED, [played_by(fake_ask, FAKED, people=people)])
+    points = tables["points"]
+    assert (points["shapley"].isna() == (points["user"] == "p0")).all() and points["pay"].notna().all()
+    assert tables["agreement"][["pearson", "spearman", "misallocation"]].isna().all(axis=None)
+    assert (tables["summary"].query("quantity == 'misallocation'")["crowds"] == 0).all()
+    assert agreement_figure(points, tables["estimates"], tables["users"])
+    assert check_shapley(points, tables["coalitions"], tables["users"]) == []
+    assert check_shapley(points.fillna({"shapley": 0.0}), tables["coalitions"], tables["users"]) != []
+
+
+def test_noise_alone_does_not_agree_with_the_reference():
+    """What people are paid and leaving one out are of other models and samples than the reference."""
+
+    def noise(requests):
+        made = [(name_of(request.model), sample) for request in requests for sample in request.samples]
+        vectors = {key: np.random.default_rng(list(repr(key).encode())).normal(size=(6, 28)) for key in made}
+        return {key: Sampled(("",) * 6, own, 0.0) for key, own in vectors.items()}
+
+    settings = replace(FAKED, scoring=("ranked",), num_rounds=1)
+    tables = run_tables(settings, [played_by(noise, settings, number) for number in range(60)])
+    own = tables["agreement"].set_index("what").loc["leave_one_out", "pearson"]
+    assert len(own) == 60 and abs(own.mean()) < 4 * own.std() / 60**0.5 < 0.3  # 0.6 by the reference's own samples
+
+
+def test_more_scorings_than_colours_are_drawn():
+    rows = [("joy", 1, 0, "random", "l2", f"s{k}", w, 0, 1.0) for k in range(9) for w in ("text", "vector")]
+    progress_figure(pd.DataFrame(rows, columns=[*CASE, *COMBINATION, "world", "round", "distance"]))
 
 
 # ---------------------------------------------------------------- the command line
