@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiment.command_line import check_common, check_name, check_range, named_function
+from experiment.command_line import check_common, check_name, check_range
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.options import EngineOptions, check_engine_options
-from user_grouping_evaluation_sim.settings import REGISTRIES
+from user_grouping_evaluation_sim.settings import check_strategies
 
 KINDS = ("on", "half", "random", "off", "copyist", "spammer", "turncoat")
 MOST_USERS_EXACT = 8
@@ -88,12 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def check_settings(settings: Settings) -> None:
     """Raises InputError for settings that no run can have."""
     check_common(settings)
-    for option, registry in REGISTRIES.items():
-        names = getattr(settings, option)
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"--{option} {' '.join(names)}: name at least one, and each once")
-        for name in names:
-            named_function(f"--{option}", name, registry)
+    check_strategies(settings)
     if not settings.target_emotion or len(set(settings.target_emotion)) < len(settings.target_emotion):
         raise InputError("--target-emotion: name at least one emotion, and each once")
     for emotion in settings.target_emotion:

@@ -90,14 +90,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def check_settings(settings: Settings) -> None:
-    """Raises InputError for names and numbers that cannot be."""
+def check_strategies(settings: CommonSettings) -> None:
+    """Raises InputError for a grouping, metric or scoring that is not there or named twice; settings has all three."""
     for option, registry in REGISTRIES.items():
         names = getattr(settings, option)
         if not names or len(set(names)) < len(names):
             raise InputError(f"--{option} {' '.join(names)}: name at least one, and each once")
         for name in names:
             named_function(f"--{option}", name, registry)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises InputError for names and numbers that cannot be."""
+    check_strategies(settings)
     check_name("--shapley", settings.shapley, [*METHODS, "none"])
     if settings.shapley == "closed_form" and settings.metric != ("dot",):
         raise InputError("--shapley closed_form: fits --metric dot alone; choose auto")
