@@ -75,12 +75,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scoring": ("marginal", "attributed"),
         "jobs": 1,
     },
-    "reference": {"target_emotion": ("joy", "fear", "gratitude"), "num_crowds": 2, "num_seeds": 2, "seed": 30},
+    "reference": {
+        "target_emotion": ("joy", "fear", "gratitude"),
+        "num_crowds": 2,
+        "num_seeds": 2,
+        "seed": 30,
+        "samples": 24,
+    },
     "people": {
         "crowd": "chitchat",
         "target_emotion": ("curiosity", "admiration", "amusement", "love"),
         "num_seeds": 2,
         "seed": 40,
+        "samples": 24,
+    },
+    "eight": {
+        "num_users": 8,
+        "kinds": ("on", "on", "half", "half", "random", "off", "copyist", "spammer"),
+        "num_seeds": 2,
+        "seed": 60,
+        "samples": 24,
     },
 }
 
