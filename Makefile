@@ -33,6 +33,7 @@ reference: $(VENV)/installed
 	$(BIN)/python $(SPACE)/run.py --preset reference --overwrite
 	$(BIN)/python $(SPACE)/study_pools.py
 	$(BIN)/python $(CROWD)/study_strategies.py
+	$(BIN)/python $(CROWD)/run.py --preset eight --num-seeds 1 --overwrite
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -150,10 +150,9 @@ def misallocations(summary: pd.DataFrame, scorings: Sequence[str]) -> list[str]:
             row_of(summary, "points", quantity, name) for quantity in ("misallocation", "misallocation - equal")
         )
         if row is not None and less is not None and np.isfinite(row["value"]):
-            shares.append(f"{name} {words(as_estimate(row))}, less when all get alike {words(as_estimate(less))}")
-    return [f"Share of the budget that pay gives the wrong people, by Shapley values: {'; '.join(shares)}."] * bool(
-        shares
-    )
+            shares.append(f"{name} {words(as_estimate(row))} ({words(as_estimate(less))} against equal pay)")
+    said = f"Share of the budget that pay gives the wrong people, by Shapley values: {', '.join(shares)}."
+    return [said] if shares else []
 
 
 def told_apart(table: pd.DataFrame) -> list[tuple[str, str, int, float, float, float]]:
@@ -214,7 +213,7 @@ def agreement(summary: pd.DataFrame) -> Table:
         measures = [as_estimate(by.loc[name]) for name in ("pearson", "spearman", "misallocation")]
         if what != "points" and not any(np.isfinite(measure.value) for measure in measures):
             continue
-        rows.append([title, metric, *measures, models])
+        rows.append([title, metric, *measures, int(models) if models.is_integer() else models])
     caption = (
         "Correlation with the retraining game's Shapley values over the people of a crowd, means over crowds with 95 % "
         "intervals; misallocated: the share of the budget that goes to others than these values say, of pay or of the "
