@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from crowd_fine_tuning_sim.results import CASE, as_bits
+from crowd_fine_tuning_sim.cases import CASE
+from crowd_fine_tuning_sim.results import as_bits
 from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley, sampled_shapley
 from experiment.files import ROOT
 from experiment.tables import read_table

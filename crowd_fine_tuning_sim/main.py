@@ -14,31 +14,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from crowd_fine_tuning_sim import results
-from crowd_fine_tuning_sim.asking import Ask, play_together
+from crowd_fine_tuning_sim.asking import play_together
+from crowd_fine_tuning_sim.cases import Case, Played, played_case, with_other_seeds
 from crowd_fine_tuning_sim.crowds import Crowd, Source, load_source, real_crowd, simulated_crowd
 from crowd_fine_tuning_sim.in_run import tune_in_run
+from crowd_fine_tuning_sim.pay import LEDGER, accounts_of
+from crowd_fine_tuning_sim.plays import plays_of
 from crowd_fine_tuning_sim.plots import write_figures
 from crowd_fine_tuning_sim.report_page import report_page
-from crowd_fine_tuning_sim.retraining import (
-    Retrained,
-    all_coalitions,
-    audited_coalitions,
-    retrain,
-    values_of,
-)
+from crowd_fine_tuning_sim.results import answer_of, run_tables
 from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of, retrained_coalitions
-from crowd_fine_tuning_sim.text_world import TextWorld
-from experiment.command_line import NOT_IDENTITY, named_function, naming, tell
+from experiment.command_line import NOT_IDENTITY, naming, tell
 from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
-from experiment.run_folder import Arrays, RunFolder, load_arrays, open_run, save_arrays
+from experiment.run_folder import RunFolder, load_arrays, open_run, save_arrays
 from experiment.tables import LARGE, write_lines, write_table
 from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
 from point_in_space_sim.engine.options import engine_settings
-from point_in_space_sim.engine.recipes import Model, Request, Texts, name_of
 from point_in_space_sim.engine.rehearsal import rehearse
 from point_in_space_sim.engine.variants import (
     Engine,
@@ -50,8 +44,7 @@ from point_in_space_sim.engine.variants import (
 from point_in_space_sim.main import estimated_seconds, in_words, models_identity
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.protocols import Work, derived_seed
-from user_grouping_evaluation_sim.competition import Rules, compete
-from user_grouping_evaluation_sim.ledger import ledger_lines, numbers_in, recorded
+from user_grouping_evaluation_sim.ledger import ledger_lines, numbers_in
 from user_grouping_evaluation_sim.settings import REGISTRIES
 
 RESULTS = ROOT / "results" / "crowd_fine_tuning_sim"
@@ -84,7 +77,7 @@ def main(settings: Settings) -> None:
         tell(f"{longer} of {len(texts)} texts are longer than --max-new-tokens {sampling.max_new_tokens}")
     identity = identity_of(settings, base, mapper, source)
     seeds = range(settings.seed, settings.seed + settings.num_seeds)
-    cases = [results.Case(crowd, i % settings.num_crowds + 1, seed) for seed in seeds for i, crowd in enumerate(crowds)]
+    cases = [Case(crowd, i % settings.num_crowds + 1, seed) for seed in seeds for i, crowd in enumerate(crowds)]
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
         if run.finished:
             tell(f"already complete: {folder} (--overwrite runs it again)")
@@ -97,28 +90,18 @@ def main(settings: Settings) -> None:
         with run.stage("competition and retraining"):
             play_cases(run, settings, engine, mapper, cases)
         with run.stage("tables"):
-            played = results.with_other_seeds(
-                [
-                    results.played_case(
-                        settings,
-                        case,
-                        load_arrays(part_of(run, case)) or {},
-                        (load_arrays(in_run_part(run, case)) or {})["values"],
-                    )
-                    for case in cases
-                ]
-            )
-            tables = results.run_tables(settings, played)
+            played = with_other_seeds([finished(run, settings, case) for case in cases])
+            tables = run_tables(settings, played)
             for name, table in tables.items():
                 write_table(table, run.path, name)
             if settings.reference != "none":
-                accounts = [account for each in played for account in results.accounts_of(settings, each).values()]
-                lines = ledger_lines(run.identity, accounts, results.LEDGER)
+                accounts = [account for each in played for account in accounts_of(settings, each).values()]
+                lines = ledger_lines(run.identity, accounts, LEDGER)
                 write_lines(lines, run.path, "ledger", large=numbers_in(accounts) > LARGE)
         with run.stage("figures"):
             drawn = write_figures(run.path, tables, played)
         page = report_page(settings, tables, drawn, played)
-        finish_with_report(run, page, targets=list(settings.target_emotion), answer=results.answer_of(tables))
+        finish_with_report(run, page, targets=list(settings.target_emotion), answer=answer_of(tables))
     tell(f"results in {folder}: {page.answer[0]}")
 
 
@@ -186,11 +169,17 @@ def describe(settings: Settings, device: str) -> str:
 # ---------------------------------------------------------------- playing
 
 
-def part_of(run: RunFolder, case: results.Case) -> Path:
+def part_of(run: RunFolder, case: Case) -> Path:
     return run.part_path(f"{case.name}.npz")
 
 
-def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequence[results.Case]) -> None:
+def finished(run: RunFolder, settings: Settings, case: Case) -> Played:
+    played, valued = load_arrays(part_of(run, case)), load_arrays(in_run_part(run, case))
+    assert played is not None and valued is not None, "a finished part is on disk"
+    return played_case(settings, case, played, valued["values"])
+
+
+def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequence[Case]) -> None:
     """In-run values of the people, a part a case, made where models are made."""
     missing = [case for case in cases if load_arrays(in_run_part(run, case)) is None]
     values = parallel_map(
@@ -206,7 +195,7 @@ def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequ
             save_arrays(in_run_part(run, case), {"values": found})
 
 
-def in_run_values(engine: Engine, case: results.Case) -> np.ndarray:
+def in_run_values(engine: Engine, case: Case) -> np.ndarray:
     """(n,), in a worker."""
     torch.set_num_threads(1)  # two on a busy machine wait for each other
     base = cached_base_model(engine.base_model, engine.device, engine.prompt)
@@ -215,13 +204,11 @@ def in_run_values(engine: Engine, case: results.Case) -> np.ndarray:
     return tune_in_run(base, texts, validation, engine.tuning, case.streams("retraining")).values
 
 
-def in_run_part(run: RunFolder, case: results.Case) -> Path:
+def in_run_part(run: RunFolder, case: Case) -> Path:
     return run.part_path(f"{case.name}-in-run.npz")
 
 
-def play_cases(
-    run: RunFolder, settings: Settings, engine: Engine, mapper: Mapper, cases: Sequence[results.Case]
-) -> None:
+def play_cases(run: RunFolder, settings: Settings, engine: Engine, mapper: Mapper, cases: Sequence[Case]) -> None:
     """Plays what is not saved yet, case by case; each case's competitions and retraining side by side."""
     missing = [case for case in cases if load_arrays(part_of(run, case)) is None]
     work = work_of(settings)
@@ -249,94 +236,3 @@ def play_cases(
                 shutil.rmtree(scratch / owner, ignore_errors=True)
         bar.total = bar.n
         bar.refresh()
-
-
-def plays_of(settings: Settings, case: results.Case) -> dict[str, Callable[[Ask], Arrays]]:
-    """By the names under which their arrays are saved: the competitions by their numbers, then the retraining."""
-    plays: dict[str, Callable[[Ask], Arrays]] = {
-        f"{case.name}-{number}": partial(play_competition, settings, case, combination)
-        for number, combination in enumerate(results.combinations_of(settings))
-    }
-    return plays | {f"{case.name}-retraining": partial(play_retraining, settings, case)}
-
-
-def play_competition(settings: Settings, case: results.Case, combination: results.Combination, ask: Ask) -> Arrays:
-    """One competition. points (n,); of the rounds what ledger.recorded gives, (T, ...);
-    judged (T + 1, 28), the mean vector of a fresh sample of the model before each round and at the end; final
-    (samples, 28), and its texts."""
-    grouping, metric, scoring = (
-        named_function(f"--{option}", name, registry)
-        for (option, registry), name in zip(REGISTRIES.items(), combination, strict=True)
-    )
-    crowd, streams = case.crowd, case.streams
-    pool = tuple(text for person in crowd.people for text in person.texts + person.later)
-
-    def contributed(round_number: int) -> tuple[Texts, ...]:
-        return crowd.texts_at(round_number / settings.num_rounds)
-
-    world = TextWorld(contributed, pool, crowd.centroid, metric, settings.budget, streams, ask)
-    rules = Rules(settings.num_groups, settings.num_rounds, settings.error_probability)
-    rng = np.random.default_rng(streams("rounds"))
-    steps = list(compete(world, [None], (1, len(crowd.people)), grouping, scoring, rules, rng))
-    final: Model = steps[-1].model[0]
-    report = streams("report")
-    kept = () if final is None else (f"{case.name}-{'-'.join(combination)}".replace(":", "."),)
-    drawn = ask([Request(final, (report,), kept)])[name_of(final), report]
-    rows = [recorded(step) for step in steps]
-    return {
-        **{name: np.array([row[name] for row in rows]) for name in rows[0]},
-        "points": steps[-1].standing.points[0],
-        "judged": np.array([*world.judged, drawn.vectors.mean(axis=0)]),
-        "final": drawn.vectors,
-        "texts": np.array(drawn.texts, dtype=str),
-    }
-
-
-def play_retraining(settings: Settings, case: results.Case, ask: Ask) -> Arrays:
-    """The coalitions' samples, and fresh ones of the models that the competitions are compared with.
-
-    coalitions (m, n), vectors (m, samples, 28); audited (n + 2 or 2 n + 2, samples, 28), of audited_coalitions tuned
-    and sampled anew, so that neither pay nor leaving one out is checked by what it was made of, but with --reference
-    none; compared (k, n), the coalitions of `fresh` (k, samples, 28): nobody, everybody, and by each metric the best
-    single person by the audits and the best retrained coalition.
-    """
-    texts = [person.texts for person in case.crowd.people]
-    n, tuning, sample = len(texts), case.streams("retraining"), case.streams("valuation")
-    everyone = np.ones((1, n), dtype=bool)
-    audited = {}
-    if settings.reference != "none":
-        at_the_end, coalitions = case.crowd.texts_at(1.0), audited_coalitions(n, settings.reference == "exact")
-        drawn = retrain(at_the_end, coalitions, case.streams("audit tuning"), case.streams("audit"), ask)
-        audited = {"audited": drawn.vectors}
-    if settings.reference == "exact":
-        found = retrain(texts, all_coalitions(n), tuning, sample, ask)
-    else:
-        found = retrain(texts, np.zeros((1, n), dtype=bool), tuning, sample, ask)
-        if settings.reference == "sampled":
-            asked = [found]
-
-            def vectors_of(coalitions: np.ndarray) -> np.ndarray:
-                drawn = retrain(texts, coalitions, tuning, sample, ask)
-                new = coalitions.any(axis=1)  # the empty one is there
-                asked.append(Retrained(coalitions[new], drawn.vectors[new]))
-                return drawn.vectors
-
-            results.sampled_reference(settings, case, vectors_of, found.vectors[0])
-            found = Retrained(
-                np.concatenate([each.coalitions for each in asked]), np.concatenate([each.vectors for each in asked])
-            )
-    compared = [~everyone[0], everyone[0]]
-    for name in settings.metric if audited else ():
-        metric = named_function("--metric", name, REGISTRIES["metric"])
-        values, _ = values_of(found.vectors, case.crowd.centroid, metric)
-        alone, _ = values_of(audited["audited"][1 : n + 1], case.crowd.centroid, metric)
-        compared += [np.arange(n) == alone.argmax(), found.coalitions[values.argmax()]]
-    report = case.streams("report")
-    fresh = retrain(texts, np.array(compared), tuning, report, ask)
-    return {
-        "coalitions": found.coalitions,
-        "vectors": found.vectors,
-        **audited,
-        "compared": fresh.coalitions,
-        "fresh": fresh.vectors,
-    }

@@ -12,7 +12,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from crowd_fine_tuning_sim.results import CASE, COMBINATION, ESTIMATES, Played, Tables
+from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Played
+from crowd_fine_tuning_sim.estimates import ESTIMATES
+from crowd_fine_tuning_sim.results import Tables
 from crowd_fine_tuning_sim.settings import KINDS
 from experiment.figures import COLOURS, LINES, MARKERS, new_figure, save_figure
 from experiment.statistics import mean_interval

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from crowd_fine_tuning_sim.cases import Played, user_names
+from crowd_fine_tuning_sim.estimates import ESTIMATES
 from crowd_fine_tuning_sim.reliability import needed
-from crowd_fine_tuning_sim.results import ESTIMATES, Played, Tables, user_names
+from crowd_fine_tuning_sim.results import Tables
 from crowd_fine_tuning_sim.settings import Settings
 from experiment.report import Estimate, Illustration, Page, Sample, Table, Value, words
 from point_in_space_sim.target import distances_to

@@ -1,18 +1,16 @@
-"""The tables of a run, from what was played: coalitions.csv and rounds.csv are the record, the others derive from them.
+"""The tables of a run: coalitions.csv and rounds.csv are the record of what was played, the others derive from it."""
 
-Estimates of the people's shares are functions of what a case showed, in the registry ESTIMATES.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
-from crowd_fine_tuning_sim.crowds import Crowd, near_duplicates
+from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Combination, Played, metric_of, user_names
+from crowd_fine_tuning_sim.crowds import near_duplicates
+from crowd_fine_tuning_sim.estimates import ESTIMATES, reference_of, simulated
+from crowd_fine_tuning_sim.pay import misallocated, pay_of
 from crowd_fine_tuning_sim.reliability import (
     correlation,
     exact_reliability,
@@ -24,272 +22,12 @@ from crowd_fine_tuning_sim.reliability import (
     static_shapley,
     text_reliability,
 )
-from crowd_fine_tuning_sim.retraining import (
-    exact_shapley,
-    sampled_shapley,
-    static_game,
-    unsampled_noise,
-    values_of,
-)
-from crowd_fine_tuning_sim.settings import MOST_USERS_EXACT, Settings, retrained_coalitions
-from crowd_fine_tuning_sim.text_world import Streams
-from experiment.command_line import named_function
-from experiment.run_folder import Arrays
+from crowd_fine_tuning_sim.retraining import static_game, values_of
+from crowd_fine_tuning_sim.settings import MOST_USERS_EXACT, Settings
 from experiment.statistics import mean_interval
 from point_in_space_sim.target import distances_to
-from user_grouping_evaluation_sim.competition import Rules
-from user_grouping_evaluation_sim.ledger import Account, Form, paid, replayed, rounds_of
-from user_grouping_evaluation_sim.metrics import Metric
-from user_grouping_evaluation_sim.payout import misallocation
-from user_grouping_evaluation_sim.preferences import Crowd as VectorCrowd
-from user_grouping_evaluation_sim.settings import REGISTRIES
-from user_grouping_evaluation_sim.shapley import ShapleyEstimate, game_shapley_values
-from user_grouping_evaluation_sim.vector_world import Conduct, Simulated, simulate
 
-Combination = tuple[str, str, str]
-"""(grouping, metric, scoring)"""
 Tables = dict[str, pd.DataFrame]
-CASE = ["target", "crowd", "seed"]
-COMBINATION = ["grouping", "metric", "scoring"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One repetition of one crowd."""
-
-    crowd: Crowd
-    number: int  # of the target's crowds
-    seed: int
-
-    @property
-    def streams(self) -> Streams:
-        return Streams(self.seed, f"{self.crowd.target} {self.number}")
-
-    @property
-    def name(self) -> str:
-        return f"{self.crowd.target}-crowd-{self.number}-seed-{self.seed}"
-
-
-@dataclass(frozen=True)
-class Played:
-    """A case with what was played. competitions: by combination. retraining: see main.play_retraining. again: the same
-    crowd's other seeds."""
-
-    case: Case
-    competitions: dict[Combination, Arrays]
-    retraining: Arrays
-    in_run: np.ndarray  # (n,)
-    again: tuple["Played", ...] = ()
-
-    @property
-    def key(self) -> dict[str, Any]:
-        return {"target": self.case.crowd.target, "crowd": self.case.number, "seed": self.case.seed}
-
-    @property
-    def means(self) -> np.ndarray:
-        """(n, 28), of the texts that each person holds at first."""
-        return self.case.crowd.means_at(0.0)
-
-    @property
-    def base(self) -> np.ndarray:
-        """(28,), of what the untuned model writes."""
-        return self.retraining["vectors"][0].astype(np.float64).mean(axis=0)
-
-
-def combinations_of(settings: Settings) -> list[Combination]:
-    return list(product(settings.grouping, settings.metric, settings.scoring))
-
-
-LEDGER = Form(
-    (*CASE, *COMBINATION),
-    (
-        *("seed", "crowd", "target_emotion", "num_crowds", "num_seeds", "num_users", "texts_per_user", "kinds"),
-        *("num_groups", "num_rounds", "budget", "samples", "error_probability", *COMBINATION),
-        *("base_model", "mapper", "crowd_sha256", "code_sha256"),
-    ),
-)
-"""Of this experiment's ledgers."""
-
-
-def played_case(settings: Settings, case: Case, arrays: Arrays, in_run: np.ndarray) -> Played:
-    """From the arrays that a case was saved as."""
-    own: dict[str, Arrays] = {}
-    for key, values in arrays.items():
-        owner, _, name = key.partition("/")
-        own.setdefault(owner, {})[name] = values
-    numbered = {each: own[f"{case.name}-{number}"] for number, each in enumerate(combinations_of(settings))}
-    return Played(case, numbered, own[f"{case.name}-retraining"], in_run)
-
-
-def with_other_seeds(cases: Sequence[Played]) -> list[Played]:
-    def same_crowd(a: Case, b: Case) -> bool:
-        return (a.crowd.target, a.number) == (b.crowd.target, b.number) and a.seed != b.seed
-
-    return [replace(each, again=tuple(other for other in cases if same_crowd(each.case, other.case))) for each in cases]
-
-
-def metric_of(name: str) -> Metric:
-    return named_function("--metric", name, REGISTRIES["metric"])
-
-
-# ---------------------------------------------------------------- the reference and the estimates
-
-
-def sampled_reference(
-    settings: Settings, case: Case, vectors_of: Callable[[np.ndarray], np.ndarray], base: np.ndarray
-) -> ShapleyEstimate:
-    """The sampled reference. vectors_of: coalitions (m, n) -> samples (m, samples, 28). base: of the untuned model."""
-    crowd, metric = case.crowd, metric_of(settings.metric[0])
-    means = crowd.means_at(0.0)
-    static = static_game(means, base.astype(np.float64).mean(axis=0), crowd.centroid, metric)
-
-    def game(coalitions: np.ndarray) -> np.ndarray:
-        return values_of(vectors_of(coalitions), crowd.centroid, metric)[0]
-
-    return sampled_shapley(game, static, len(means), settings.retrainings, case.streams("coalitions"), means)
-
-
-def reference_of(settings: Settings, played: Played, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Shapley values of the retraining game and their standard errors, which include the judge's noise: (n,) each.
-
-    NaN for who turns coat: coalitions are retrained on what people hold at first.
-    """
-    found, n = played.retraining, len(played.means)
-    stays = np.where([bool(person.later) for person in played.case.crowd.people], np.nan, 1.0)
-    values, variances = values_of(found["vectors"], played.case.crowd.centroid, metric_of(metric))
-    if settings.reference == "exact":
-        shapley, errors = exact_shapley(values, variances, n)
-        return shapley * stays, errors * stays
-    if settings.reference == "none":
-        return np.full(n, np.nan), np.full(n, np.nan)
-    rows = {coalition.tobytes(): i for i, coalition in enumerate(found["coalitions"])}
-
-    def vectors_of(coalitions: np.ndarray) -> np.ndarray:
-        return found["vectors"][[rows[np.ascontiguousarray(coalition).tobytes()] for coalition in coalitions]]
-
-    estimate = sampled_reference(settings, played.case, vectors_of, found["vectors"][0])
-    noise = unsampled_noise(found["coalitions"], variances)
-    return estimate.values * stays, np.sqrt(estimate.standard_errors**2 + noise) * stays
-
-
-Estimate = Callable[[Settings, Played, str], np.ndarray]
-
-
-def static(settings: Settings, played: Played, metric: str) -> np.ndarray:
-    """Shapley values of the game of mean text vectors, without a model."""
-    game = static_game(played.means, played.base, played.case.crowd.centroid, metric_of(metric))
-    return game_shapley_values(game, len(played.means), features=played.means, precision=1e-3).values
-
-
-def leaving_one_out(settings: Settings, played: Played, metric: str) -> np.ndarray:
-    """Value of everybody's model less that of the model without the person, by the audits: of the samples that the
-    reference is made of, noise alone would agree with it. NaN but with --reference exact."""
-    n = len(played.means)
-    if settings.reference != "exact":
-        return np.full(n, np.nan)
-    values, _ = values_of(played.retraining["audited"], played.case.crowd.centroid, metric_of(metric))
-    return values[n + 1] - values[n + 2 :]
-
-
-def in_run(settings: Settings, played: Played, metric: str) -> np.ndarray:
-    """First-order in-run data Shapley (Wang et al., ICLR 2025), of a tuning loss: it knows no metric."""
-    return played.in_run
-
-
-def equal(settings: Settings, played: Played, metric: str) -> np.ndarray:
-    """The same for all."""
-    return np.ones(len(played.means))
-
-
-def vector_points(settings: Settings, played: Played, metric: str) -> np.ndarray:
-    """What experiment 2's attributed points come to on the same people's mean vectors, without a model."""
-    return simulated(settings, played, ("random", metric, "attributed")).points[0]
-
-
-def other_seeds(settings: Settings, played: Played, metric: str) -> np.ndarray:
-    """The reference tuned and judged anew, NaN with one seed. Of two seeds, values without noise would agree with
-    either at the root of this correlation (Spearman, 1904)."""
-    found = [reference_of(settings, other, metric)[0] for other in played.again]
-    return np.mean(found, axis=0) if found else np.full(len(played.means), np.nan)
-
-
-ESTIMATES: dict[str, tuple[Estimate, str, Callable[[Settings], int]]] = {
-    "equal": (equal, "equal", lambda settings: 0),
-    "static": (static, "static game", lambda settings: 0),
-    "vector": (vector_points, "attributed on vectors", lambda settings: 0),
-    # One, each of whose steps also goes through twice as many other texts.
-    "in_run": (in_run, "in-run", lambda settings: 3),
-    "leave_one_out": (leaving_one_out, "leave one out", lambda settings: settings.num_users + 1),
-    "other_seeds": (
-        other_seeds,
-        "retraining, other seeds",
-        lambda settings: (settings.num_seeds - 1) * retrained_coalitions(settings),
-    ),
-}
-"""Estimate, its name in figures, and what it costs, in models tuned."""
-
-
-def accounts_of(settings: Settings, played: Played) -> dict[Combination, Account]:
-    """What the ledger holds of each competition, but with --reference none, which has no audits."""
-    if "audited" not in played.retraining:
-        return {}
-    key, centroid, n = tuple(map(str, played.key.values())), played.case.crowd.centroid, len(played.means)
-    names = tuple(map(str, user_names(settings, played.case.crowd)))
-    accounts = {}
-    for combination, own in played.competitions.items():
-        metric = metric_of(combination[1])
-        audits, _ = values_of(played.retraining["audited"], centroid, metric)
-        (final, base), _ = values_of(np.stack([own["final"], played.retraining["fresh"][0]]), centroid, metric)
-        columns = ("labels", "weights", "rewards", "improved", "order", "merged_weights")
-        accounts[combination] = Account(
-            (*key, *combination),
-            names,
-            rounds_of(*(own[name] for name in columns)),
-            (audits[1 : n + 1] - audits[0])[None],
-            audits[n + 1 : n + 2] - audits[0],
-            np.array([final - base]),
-        )
-    return accounts
-
-
-def pay_of(settings: Settings, played: Played) -> dict[Combination, tuple[np.ndarray, np.ndarray]]:
-    """Of each competition, in whole units (payout.UNIT), and its standard errors: (n,) each, NaN where unknown."""
-    unknown = np.full(len(played.means), np.nan)
-    found = dict.fromkeys(played.competitions, (unknown, unknown))
-    for combination, account in accounts_of(settings, played).items():
-        scoring = named_function("--scoring", combination[2], REGISTRIES["scoring"])
-        *_, final = replayed(account, scoring, settings.num_rounds)
-        found[combination] = paid(account, final, settings.num_rounds, None)
-    return found
-
-
-def misallocated(shares: np.ndarray, shapley: np.ndarray) -> float:
-    """See payout.misallocation; NaN where shares or Shapley values are unknown, or nothing is paid. (n,) each."""
-    if not (np.isfinite(shares).all() and np.isfinite(shapley).all() and shares.sum() > 0):
-        return np.nan
-    return float(misallocation(shares[None], shapley[None])[0])
-
-
-def simulated(settings: Settings, played: Played, combination: Combination) -> Simulated:
-    """Experiment 2's vector world with the same people, rounds and start."""
-    grouping, metric, scoring = (
-        named_function(f"--{option}", name, registry)
-        for (option, registry), name in zip(REGISTRIES.items(), combination, strict=True)
-    )
-    ids, centroid = np.arange(len(played.means))[None], played.case.crowd.centroid.astype(np.float64)
-    crowd = VectorCrowd(ids, played.means[None], centroid[None], played.base[None])
-    rules = Rules(settings.num_groups, settings.num_rounds, settings.error_probability)
-    rng = np.random.default_rng(played.case.streams("rounds"))
-    conduct = conduct_of(played.case.crowd, settings.num_rounds)
-    return simulate(crowd, grouping, metric, scoring, rules, rng, conduct=conduct)
-
-
-def conduct_of(crowd: Crowd, num_rounds: int) -> Conduct:
-    """What the people contribute in experiment 2's vector world."""
-    return Conduct(lambda t: crowd.means_at(t / num_rounds)[None])
-
-
-# ---------------------------------------------------------------- tables
 
 
 def run_tables(settings: Settings, cases: Sequence[Played]) -> Tables:
@@ -322,12 +60,6 @@ def case_tables(settings: Settings, played: Played) -> Tables:
         "finals": finals_table(settings, played),
         "agreement": agreement_table(settings, played, references, estimates, pay),
     }
-
-
-def user_names(settings: Settings, crowd: Crowd) -> list[str]:
-    if settings.anonymous:
-        return [str(number) for number in range(1, len(crowd.people) + 1)]
-    return [person.name for person in crowd.people]
 
 
 def _rows(played: Played, **columns: Any) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from crowd_fine_tuning_sim.crowds import (
     simulated_crowd,
     taken_for,
 )
-from crowd_fine_tuning_sim.results import conduct_of
+from crowd_fine_tuning_sim.estimates import conduct_of
 from experiment.command_line import CommonSettings, run_script
 from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
 from experiment.files import ROOT

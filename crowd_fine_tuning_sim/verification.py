@@ -6,16 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from crowd_fine_tuning_sim.cases import CASE
+from crowd_fine_tuning_sim.pay import LEDGER, misallocated
 from crowd_fine_tuning_sim.reliability import exact_reliability, needed, spearman_brown
-from crowd_fine_tuning_sim.results import (
-    CASE,
-    LEDGER,
-    as_bits,
-    correlations,
-    misallocated,
-    seed_rows,
-    summary_table,
-)
+from crowd_fine_tuning_sim.results import as_bits, correlations, seed_rows, summary_table
 from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
 from experiment.tables import read_table
 from user_grouping_evaluation_sim.ledger_check import check_ledger

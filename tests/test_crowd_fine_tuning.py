@@ -18,10 +18,11 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.text import Text
 
 from crowd_fine_tuning_sim.asking import play_together
+from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Case, played_case
 from crowd_fine_tuning_sim.crowds import Crowd, Person
-from crowd_fine_tuning_sim.main import plays_of
+from crowd_fine_tuning_sim.plays import plays_of
 from crowd_fine_tuning_sim.plots import agreement_figure, people_figure, progress_figure
-from crowd_fine_tuning_sim.results import CASE, COMBINATION, Case, played_case, run_tables
+from crowd_fine_tuning_sim.results import run_tables
 from crowd_fine_tuning_sim.retraining import (
     all_coalitions,
     exact_shapley,

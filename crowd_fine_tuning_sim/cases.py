@@ -1,0 +1,95 @@
+"""What is played: repetitions of crowds, and what a finished one is saved as."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from crowd_fine_tuning_sim.crowds import Crowd
+from crowd_fine_tuning_sim.settings import Settings
+from crowd_fine_tuning_sim.text_world import Streams
+from experiment.command_line import named_function
+from experiment.run_folder import Arrays
+from user_grouping_evaluation_sim.metrics import Metric
+from user_grouping_evaluation_sim.settings import REGISTRIES
+
+Combination = tuple[str, str, str]
+"""(grouping, metric, scoring)"""
+CASE = ["target", "crowd", "seed"]
+COMBINATION = ["grouping", "metric", "scoring"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One repetition of one crowd."""
+
+    crowd: Crowd
+    number: int  # of the target's crowds
+    seed: int
+
+    @property
+    def streams(self) -> Streams:
+        return Streams(self.seed, f"{self.crowd.target} {self.number}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.crowd.target}-crowd-{self.number}-seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Played:
+    """A case with what was played. competitions: by combination. retraining: see main.play_retraining. again: the same
+    crowd's other seeds."""
+
+    case: Case
+    competitions: dict[Combination, Arrays]
+    retraining: Arrays
+    in_run: np.ndarray  # (n,)
+    again: tuple["Played", ...] = ()
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"target": self.case.crowd.target, "crowd": self.case.number, "seed": self.case.seed}
+
+    @property
+    def means(self) -> np.ndarray:
+        """(n, 28), of the texts that each person holds at first."""
+        return self.case.crowd.means_at(0.0)
+
+    @property
+    def base(self) -> np.ndarray:
+        """(28,), of what the untuned model writes."""
+        return self.retraining["vectors"][0].astype(np.float64).mean(axis=0)
+
+
+def combinations_of(settings: Settings) -> list[Combination]:
+    return list(product(settings.grouping, settings.metric, settings.scoring))
+
+
+def played_case(settings: Settings, case: Case, arrays: Arrays, in_run: np.ndarray) -> Played:
+    """From the arrays that a case was saved as."""
+    own: dict[str, Arrays] = {}
+    for key, values in arrays.items():
+        owner, _, name = key.partition("/")
+        own.setdefault(owner, {})[name] = values
+    numbered = {each: own[f"{case.name}-{number}"] for number, each in enumerate(combinations_of(settings))}
+    return Played(case, numbered, own[f"{case.name}-retraining"], in_run)
+
+
+def with_other_seeds(cases: Sequence[Played]) -> list[Played]:
+    def same_crowd(a: Case, b: Case) -> bool:
+        return (a.crowd.target, a.number) == (b.crowd.target, b.number) and a.seed != b.seed
+
+    return [replace(each, again=tuple(other for other in cases if same_crowd(each.case, other.case))) for each in cases]
+
+
+def metric_of(name: str) -> Metric:
+    return named_function("--metric", name, REGISTRIES["metric"])
+
+
+def user_names(settings: Settings, crowd: Crowd) -> list[str]:
+    if settings.anonymous:
+        return [str(number) for number in range(1, len(crowd.people) + 1)]
+    return [person.name for person in crowd.people]
