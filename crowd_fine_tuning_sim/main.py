@@ -19,7 +19,7 @@ from crowd_fine_tuning_sim.cases import Case, Played, played_case, with_other_se
 from crowd_fine_tuning_sim.crowds import Crowd, Source, load_source, real_crowd, simulated_crowd
 from crowd_fine_tuning_sim.in_run import tune_in_run
 from crowd_fine_tuning_sim.pay import LEDGER, accounts_of
-from crowd_fine_tuning_sim.plays import plays_of
+from crowd_fine_tuning_sim.plays import REPORTED, plays_of
 from crowd_fine_tuning_sim.plots import write_figures
 from crowd_fine_tuning_sim.report_page import report_page
 from crowd_fine_tuning_sim.results import answer_of, run_tables
@@ -142,14 +142,14 @@ def work_of(settings: Settings) -> Work:
     n, held = settings.num_users, settings.texts_per_user
     combinations = len(settings.grouping) * len(settings.metric) * len(settings.scoring)
     variants = combinations * settings.num_rounds * (settings.num_groups + 0.5)  # a merged one in some rounds
-    tuned, sampled = variants * settings.budget, variants + combinations * (settings.num_rounds + 1)
+    tuned, sampled = variants * settings.budget, variants + combinations * (settings.num_rounds + REPORTED)
     retrained = retrained_coalitions(settings)
     tuned += retrained * held * n / 2 + 4 * held * n
     audited = 0
     if retrained:
         left_out = n if settings.reference == "exact" else 0
         audited, tuned = n + 2 + left_out, tuned + (2 * n + left_out * (n - 1)) * held
-    return Work(round(tuned), round((sampled + retrained + audited + 4) * settings.samples), 2**n)
+    return Work(round(tuned), round((sampled + retrained + audited + 4 * REPORTED) * settings.samples), 2**n)
 
 
 def describe(settings: Settings, device: str) -> str:

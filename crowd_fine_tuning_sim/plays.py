@@ -18,6 +18,8 @@ from user_grouping_evaluation_sim.competition import Rules, compete
 from user_grouping_evaluation_sim.ledger import recorded
 from user_grouping_evaluation_sim.settings import REGISTRIES
 
+REPORTED = 4  # samples, each of as many texts as value a coalition, of the few models that are compared at the end
+
 
 def plays_of(settings: Settings, case: Case) -> dict[str, Callable[[Ask], Arrays]]:
     """By the names under which their arrays are saved: the competitions by their numbers, then the retraining."""
@@ -31,7 +33,7 @@ def plays_of(settings: Settings, case: Case) -> dict[str, Callable[[Ask], Arrays
 def play_competition(settings: Settings, case: Case, combination: Combination, ask: Ask) -> Arrays:
     """One competition. points (n,); of the rounds what ledger.recorded gives, (T, ...);
     judged (T + 1, 28), the mean vector of a fresh sample of the model before each round and at the end; final
-    (samples, 28), and its texts."""
+    (REPORTED samples, 28), and its texts."""
     grouping, metric, scoring = (
         named_function(f"--{option}", name, registry)
         for (option, registry), name in zip(REGISTRIES.items(), combination, strict=True)
@@ -47,17 +49,21 @@ def play_competition(settings: Settings, case: Case, combination: Combination, a
     rng = np.random.default_rng(streams("rounds"))
     steps = list(compete(world, [None], (1, len(crowd.people)), grouping, scoring, rules, rng))
     final: Model = steps[-1].model[0]
-    report = streams("report")
     kept = () if final is None else (f"{case.name}-{'-'.join(combination)}".replace(":", "."),)
-    drawn = ask([Request(final, (report,), kept)])[name_of(final), report]
+    found = ask([Request(final, reports_of(case), kept)])
+    drawn = [found[name_of(final), report] for report in reports_of(case)]
     rows = [recorded(step) for step in steps]
     return {
         **{name: np.array([row[name] for row in rows]) for name in rows[0]},
         "points": steps[-1].standing.points[0],
-        "judged": np.array([*world.judged, drawn.vectors.mean(axis=0)]),
-        "final": drawn.vectors,
-        "texts": np.array(drawn.texts, dtype=str),
+        "judged": np.array([*world.judged, drawn[0].vectors.mean(axis=0)]),
+        "final": np.concatenate([sample.vectors for sample in drawn]),
+        "texts": np.array([text for sample in drawn for text in sample.texts], dtype=str),
     }
+
+
+def reports_of(case: Case) -> tuple[int, ...]:
+    return tuple(case.streams("report", number) for number in range(REPORTED))
 
 
 def play_retraining(settings: Settings, case: Case, ask: Ask) -> Arrays:
@@ -65,26 +71,26 @@ def play_retraining(settings: Settings, case: Case, ask: Ask) -> Arrays:
 
     coalitions (m, n), vectors (m, samples, 28); audited (n + 2 or 2 n + 2, samples, 28), of audited_coalitions tuned
     and sampled anew, so that neither pay nor leaving one out is checked by what it was made of, but with --reference
-    none; compared (k, n), the coalitions of `fresh` (k, samples, 28): nobody, everybody, and by each metric the best
-    single person by the audits and the best retrained coalition.
+    none; compared (k, n), the coalitions of `fresh` (k, REPORTED samples, 28): nobody, everybody, and by each metric
+    the best single person by the audits and the best retrained coalition.
     """
     texts = [person.texts for person in case.crowd.people]
-    n, tuning, sample = len(texts), case.streams("retraining"), case.streams("valuation")
+    n, tuning, valuation = len(texts), case.streams("retraining"), (case.streams("valuation"),)
     everyone = np.ones((1, n), dtype=bool)
     audited = {}
     if settings.reference != "none":
         at_the_end, coalitions = case.crowd.texts_at(1.0), audited_coalitions(n, settings.reference == "exact")
-        drawn = retrain(at_the_end, coalitions, case.streams("audit tuning"), case.streams("audit"), ask)
+        drawn = retrain(at_the_end, coalitions, case.streams("audit tuning"), (case.streams("audit"),), ask)
         audited = {"audited": drawn.vectors}
     if settings.reference == "exact":
-        found = retrain(texts, all_coalitions(n), tuning, sample, ask)
+        found = retrain(texts, all_coalitions(n), tuning, valuation, ask)
     else:
-        found = retrain(texts, np.zeros((1, n), dtype=bool), tuning, sample, ask)
+        found = retrain(texts, np.zeros((1, n), dtype=bool), tuning, valuation, ask)
         if settings.reference == "sampled":
             asked = [found]
 
             def vectors_of(coalitions: np.ndarray) -> np.ndarray:
-                drawn = retrain(texts, coalitions, tuning, sample, ask)
+                drawn = retrain(texts, coalitions, tuning, valuation, ask)
                 new = coalitions.any(axis=1)  # the empty one is there
                 asked.append(Retrained(coalitions[new], drawn.vectors[new]))
                 return drawn.vectors
@@ -99,8 +105,7 @@ def play_retraining(settings: Settings, case: Case, ask: Ask) -> Arrays:
         values, _ = values_of(found.vectors, case.crowd.centroid, metric)
         alone, _ = values_of(audited["audited"][1 : n + 1], case.crowd.centroid, metric)
         compared += [np.arange(n) == alone.argmax(), found.coalitions[values.argmax()]]
-    report = case.streams("report")
-    fresh = retrain(texts, np.array(compared), tuning, report, ask)
+    fresh = retrain(texts, np.array(compared), tuning, reports_of(case), ask)
     return {
         "coalitions": found.coalitions,
         "vectors": found.vectors,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from crowd_fine_tuning_sim.cases import Played, user_names
 from crowd_fine_tuning_sim.estimates import ESTIMATES
+from crowd_fine_tuning_sim.plays import REPORTED
 from crowd_fine_tuning_sim.reliability import needed
 from crowd_fine_tuning_sim.results import Tables
 from crowd_fine_tuning_sim.settings import Settings
@@ -88,7 +89,8 @@ def report_page(settings: Settings, tables: Tables, drawn: Sequence[str], played
             f"{crowds} crowd{'s' * (crowds > 1)} of {settings.num_users} people with {settings.texts_per_user} texts "
             f"each ({settings.crowd}), {seeds}; targets: {', '.join(settings.target_emotion)}. The model is to write "
             f"like the {settings.neighbours} texts nearest to the target that nobody of the crowd holds; a sample of "
-            f"{settings.samples} texts is valued by the metric of its mean vector.",
+            f"{settings.samples} texts is valued by the metric of its mean vector; what is compared at the end by "
+            f"{REPORTED * settings.samples} fresh ones.",
             f"Each of {settings.num_rounds} rounds tunes a variant for each of {settings.num_groups} groups on "
             f"{settings.budget} texts of its members, by weight; the best one becomes the model if it beats the "
             f"model's own fresh sample (plus selection). Reference: {reference}.",

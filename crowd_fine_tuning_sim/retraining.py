@@ -18,7 +18,7 @@ from user_grouping_evaluation_sim.shapley import Game, ShapleyEstimate, game_sha
 
 @dataclass(frozen=True)
 class Retrained:
-    """coalitions: (m, n) bool. vectors: (m, samples, 28) of what their models wrote."""
+    """coalitions: (m, n) bool. vectors: (m, texts, 28) of what their models wrote."""
 
     coalitions: np.ndarray
     vectors: np.ndarray
@@ -36,11 +36,14 @@ def coalition_model(texts: Sequence[Texts], coalition: np.ndarray, seed: int) ->
     return Tuned(members, None, seed, pool) if members else None
 
 
-def retrain(texts: Sequence[Texts], coalitions: np.ndarray, tuning_seed: int, sample: int, ask: Ask) -> Retrained:
-    """A sample of each of the coalitions' (m, n) models. The models' weights are not stored."""
+def retrain(
+    texts: Sequence[Texts], coalitions: np.ndarray, tuning_seed: int, samples: tuple[int, ...], ask: Ask
+) -> Retrained:
+    """The samples, one after another, of each of the coalitions' (m, n) models. The models' weights are not stored."""
     models = [coalition_model(texts, coalition, tuning_seed) for coalition in coalitions]
-    drawn = ask([Request(model, (sample,), discard=True) for model in models])
-    return Retrained(coalitions, np.array([drawn[name_of(model), sample].vectors for model in models]))
+    drawn = ask([Request(model, samples, discard=True) for model in models])
+    vectors = [np.concatenate([drawn[name_of(model), sample].vectors for sample in samples]) for model in models]
+    return Retrained(coalitions, np.array(vectors))
 
 
 def audited_coalitions(n: int, leave_one_out: bool) -> np.ndarray:

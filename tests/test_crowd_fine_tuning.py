@@ -201,7 +201,7 @@ def test_exact_shapley_is_the_mean_over_all_orders_of_joining():
 
 def test_the_retraining_game_is_of_the_models_of_coalitions():
     coalitions = all_coalitions(3)
-    found = retrain(PEOPLE[:3], coalitions, 5, 9, fake_ask)
+    found = retrain(PEOPLE[:3], coalitions, 5, (9,), fake_ask)
     centroid = vector_of("aim")
     values, variances = values_of(found.vectors, centroid, l2)
     for coalition, value in zip(coalitions, values, strict=True):
