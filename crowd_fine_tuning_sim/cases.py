@@ -12,7 +12,9 @@ from crowd_fine_tuning_sim.settings import Settings
 from crowd_fine_tuning_sim.text_world import Streams
 from experiment.command_line import named_function
 from experiment.run_folder import Arrays
+from user_grouping_evaluation_sim.grouping import Grouping
 from user_grouping_evaluation_sim.metrics import Metric
+from user_grouping_evaluation_sim.scoring import Scoring
 from user_grouping_evaluation_sim.settings import REGISTRIES
 
 Combination = tuple[str, str, str]
@@ -40,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Played:
-    """A case with what was played. competitions: by combination. retraining: see main.play_retraining. again: the same
+    """A case with what was played. competitions: by combination. retraining: see plays.play_retraining. again: the same
     crowd's other seeds."""
 
     case: Case
@@ -83,6 +85,14 @@ def with_other_seeds(cases: Sequence[Played]) -> list[Played]:
         return (a.crowd.target, a.number) == (b.crowd.target, b.number) and a.seed != b.seed
 
     return [replace(each, again=tuple(other for other in cases if same_crowd(each.case, other.case))) for each in cases]
+
+
+def strategies_of(combination: Combination) -> tuple[Grouping, Metric, Scoring]:
+    grouping, metric, scoring = (
+        named_function(f"--{option}", name, registry)
+        for (option, registry), name in zip(REGISTRIES.items(), combination, strict=True)
+    )
+    return grouping, metric, scoring
 
 
 def metric_of(name: str) -> Metric:

@@ -5,14 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crowd_fine_tuning_sim.cases import Case, Combination, Played, metric_of
+from crowd_fine_tuning_sim.cases import Case, Combination, Played, metric_of, strategies_of
 from crowd_fine_tuning_sim.crowds import Crowd
 from crowd_fine_tuning_sim.retraining import exact_shapley, sampled_shapley, static_game, unsampled_noise, values_of
 from crowd_fine_tuning_sim.settings import Settings, retrained_coalitions
-from experiment.command_line import named_function
 from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.preferences import Crowd as VectorCrowd
-from user_grouping_evaluation_sim.settings import REGISTRIES
 from user_grouping_evaluation_sim.shapley import ShapleyEstimate, game_shapley_values
 from user_grouping_evaluation_sim.vector_world import Conduct, Simulated, simulate
 
@@ -113,10 +111,7 @@ ESTIMATES: dict[str, tuple[Estimate, str, Callable[[Settings], int]]] = {
 
 def simulated(settings: Settings, played: Played, combination: Combination) -> Simulated:
     """Experiment 2's vector world with the same people, rounds and start."""
-    grouping, metric, scoring = (
-        named_function(f"--{option}", name, registry)
-        for (option, registry), name in zip(REGISTRIES.items(), combination, strict=True)
-    )
+    grouping, metric, scoring = strategies_of(combination)
     ids, centroid = np.arange(len(played.means))[None], played.case.crowd.centroid.astype(np.float64)
     crowd = VectorCrowd(ids, played.means[None], centroid[None], played.base[None])
     rules = Rules(settings.num_groups, settings.num_rounds, settings.error_probability)

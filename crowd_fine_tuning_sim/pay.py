@@ -2,13 +2,11 @@
 
 import numpy as np
 
-from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Combination, Played, metric_of, user_names
+from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Combination, Played, metric_of, strategies_of, user_names
 from crowd_fine_tuning_sim.retraining import values_of
 from crowd_fine_tuning_sim.settings import Settings
-from experiment.command_line import named_function
 from user_grouping_evaluation_sim.ledger import Account, Form, paid, replayed, rounds_of
 from user_grouping_evaluation_sim.payout import misallocation
-from user_grouping_evaluation_sim.settings import REGISTRIES
 
 LEDGER = Form(
     (*CASE, *COMBINATION),
@@ -49,7 +47,7 @@ def pay_of(settings: Settings, played: Played) -> dict[Combination, tuple[np.nda
     unknown = np.full(len(played.means), np.nan)
     found = dict.fromkeys(played.competitions, (unknown, unknown))
     for combination, account in accounts_of(settings, played).items():
-        scoring = named_function("--scoring", combination[2], REGISTRIES["scoring"])
+        _, _, scoring = strategies_of(combination)
         *_, final = replayed(account, scoring, settings.num_rounds)
         found[combination] = paid(account, final, settings.num_rounds, None)
     return found

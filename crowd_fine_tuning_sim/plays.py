@@ -6,17 +6,15 @@ from functools import partial
 import numpy as np
 
 from crowd_fine_tuning_sim.asking import Ask
-from crowd_fine_tuning_sim.cases import Case, Combination, combinations_of
+from crowd_fine_tuning_sim.cases import Case, Combination, combinations_of, metric_of, strategies_of
 from crowd_fine_tuning_sim.estimates import sampled_reference
 from crowd_fine_tuning_sim.retraining import Retrained, all_coalitions, audited_coalitions, retrain, values_of
 from crowd_fine_tuning_sim.settings import Settings
 from crowd_fine_tuning_sim.text_world import TextWorld
-from experiment.command_line import named_function
 from experiment.run_folder import Arrays
 from point_in_space_sim.engine.recipes import Model, Request, Texts, name_of
 from user_grouping_evaluation_sim.competition import Rules, compete
 from user_grouping_evaluation_sim.ledger import recorded
-from user_grouping_evaluation_sim.settings import REGISTRIES
 
 REPORTED = 4  # samples, each of as many texts as value a coalition, of the few models that are compared at the end
 
@@ -34,10 +32,7 @@ def play_competition(settings: Settings, case: Case, combination: Combination, a
     """One competition. points (n,); of the rounds what ledger.recorded gives, (T, ...);
     judged (T + 1, 28), the mean vector of a fresh sample of the model before each round and at the end; final
     (REPORTED samples, 28), and its texts."""
-    grouping, metric, scoring = (
-        named_function(f"--{option}", name, registry)
-        for (option, registry), name in zip(REGISTRIES.items(), combination, strict=True)
-    )
+    grouping, metric, scoring = strategies_of(combination)
     crowd, streams = case.crowd, case.streams
     pool = tuple(text for person in crowd.people for text in person.texts + person.later)
 
@@ -101,7 +96,7 @@ def play_retraining(settings: Settings, case: Case, ask: Ask) -> Arrays:
             )
     compared = [~everyone[0], everyone[0]]
     for name in settings.metric if audited else ():
-        metric = named_function("--metric", name, REGISTRIES["metric"])
+        metric = metric_of(name)
         values, _ = values_of(found.vectors, case.crowd.centroid, metric)
         alone, _ = values_of(audited["audited"][1 : n + 1], case.crowd.centroid, metric)
         compared += [np.arange(n) == alone.argmax(), found.coalitions[values.argmax()]]
