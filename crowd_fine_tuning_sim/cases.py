@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crowd_fine_tuning_sim.crowds import Crowd
+from crowd_fine_tuning_sim.crowds import Crowd, Person
 from crowd_fine_tuning_sim.settings import Settings
 from crowd_fine_tuning_sim.text_world import Streams
 from experiment.command_line import named_function
@@ -19,6 +19,7 @@ from user_grouping_evaluation_sim.settings import REGISTRIES
 
 Combination = tuple[str, str, str]
 """(grouping, metric, scoring)"""
+CASES = "cases"  # the folder of the finished ones
 CASE = ["target", "crowd", "seed"]
 COMBINATION = ["grouping", "metric", "scoring"]
 
@@ -37,7 +38,17 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.crowd.target}-crowd-{self.number}-seed-{self.seed}"
+        return case_name(self.crowd.target, self.number, self.seed)
+
+
+def case_name(target: str, number: int, seed: int) -> str:
+    return f"{target}-crowd-{number}-seed-{seed}"
+
+
+def case_names(targets: Sequence[str], num_crowds: int, num_seeds: int, first_seed: int) -> list[str]:
+    """Of a run's cases, in the order in which they are played."""
+    seeds, numbers = range(first_seed, first_seed + num_seeds), range(1, num_crowds + 1)
+    return [case_name(target, number, seed) for seed in seeds for target in targets for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -70,14 +81,38 @@ def combinations_of(settings: Settings) -> list[Combination]:
     return list(product(settings.grouping, settings.metric, settings.scoring))
 
 
-def played_case(settings: Settings, case: Case, arrays: Arrays, in_run: np.ndarray) -> Played:
-    """From the arrays that a case was saved as."""
+def played_case(settings: Settings, case: Case, arrays: Arrays) -> Played:
+    """From the arrays that a case was saved as: of each competition by its number, in_run and retraining."""
     own: dict[str, Arrays] = {}
     for key, values in arrays.items():
         owner, _, name = key.partition("/")
         own.setdefault(owner, {})[name] = values
-    numbered = {each: own[f"{case.name}-{number}"] for number, each in enumerate(combinations_of(settings))}
-    return Played(case, numbered, own[f"{case.name}-retraining"], in_run)
+    numbered = {each: own[str(number)] for number, each in enumerate(combinations_of(settings))}
+    return Played(case, numbered, own["retraining"], own["in_run"]["values"])
+
+
+def crowd_arrays(crowd: Crowd) -> Arrays:
+    """A crowd without names and texts. vectors, later: (all people's texts, 28), counts of each person's: (n,)."""
+    return {
+        "near": crowd.near,
+        "vectors": np.concatenate(crowd.vectors),
+        "later": np.concatenate(crowd.later),
+        "counts": np.array([len(own) for own in crowd.vectors]),
+        "later_counts": np.array([len(own) for own in crowd.later]),
+    }
+
+
+def crowd_without_texts(target: str, arrays: Arrays, names: Sequence[str], kinds: Sequence[str]) -> Crowd:
+    """From crowd_arrays; a text is empty."""
+    vectors, later = (
+        tuple(np.split(arrays[f"crowd/{name}"], arrays[f"crowd/{counts}"].cumsum()[:-1]))
+        for name, counts in (("vectors", "counts"), ("later", "later_counts"))
+    )
+    people = tuple(
+        Person(name, kind, ("",) * len(first), ("",) * len(then))
+        for name, kind, first, then in zip(names, kinds, vectors, later, strict=True)
+    )
+    return Crowd(people, target, arrays["crowd/near"], (), vectors, later)
 
 
 def with_other_seeds(cases: Sequence[Played]) -> list[Played]:

@@ -15,7 +15,15 @@ import torch
 from tqdm import tqdm
 
 from crowd_fine_tuning_sim.asking import play_together
-from crowd_fine_tuning_sim.cases import Case, Played, played_case, with_other_seeds
+from crowd_fine_tuning_sim.cases import (
+    CASES,
+    Case,
+    Played,
+    case_names,
+    crowd_arrays,
+    played_case,
+    with_other_seeds,
+)
 from crowd_fine_tuning_sim.crowds import Crowd, Source, load_source, real_crowd, simulated_crowd
 from crowd_fine_tuning_sim.in_run import tune_in_run
 from crowd_fine_tuning_sim.pay import LEDGER, accounts_of
@@ -25,10 +33,11 @@ from crowd_fine_tuning_sim.report_page import report_page
 from crowd_fine_tuning_sim.results import answer_of, run_tables
 from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of, retrained_coalitions
 from experiment.command_line import NOT_IDENTITY, naming, tell
+from experiment.errors import InputError
 from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
-from experiment.run_folder import RunFolder, load_arrays, open_run, save_arrays
+from experiment.run_folder import RunFolder, load_arrays, open_run, read_record, save_arrays
 from experiment.tables import LARGE, write_lines, write_table
 from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
@@ -48,6 +57,7 @@ from user_grouping_evaluation_sim.ledger import ledger_lines, numbers_in
 from user_grouping_evaluation_sim.settings import REGISTRIES
 
 RESULTS = ROOT / "results" / "crowd_fine_tuning_sim"
+EXTENT = ("target_emotion", "num_crowds", "num_seeds")
 VALIDATION_TEXTS = 16  # the nearest of the neighbourhood, whose loss values a step of tuning for the in-run values
 
 
@@ -79,7 +89,7 @@ def main(settings: Settings) -> None:
     seeds = range(settings.seed, settings.seed + settings.num_seeds)
     cases = [Case(crowd, i % settings.num_crowds + 1, seed) for seed in seeds for i, crowd in enumerate(crowds)]
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
-        if run.finished:
+        if run.finished and is_complete(folder, [case.name for case in cases]):
             tell(f"already complete: {folder} (--overwrite runs it again)")
             return
         engine = engine_of(settings, device, tuning, sampling, settings.samples)
@@ -96,12 +106,12 @@ def main(settings: Settings) -> None:
                 write_table(table, run.path, name)
             if settings.reference != "none":
                 accounts = [account for each in played for account in accounts_of(settings, each).values()]
-                lines = ledger_lines(run.identity, accounts, LEDGER)
+                lines = ledger_lines(run.identity | extent_of(settings), accounts, LEDGER)
                 write_lines(lines, run.path, "ledger", large=numbers_in(accounts) > LARGE)
         with run.stage("figures"):
             drawn = write_figures(run.path, tables, played)
         page = report_page(settings, tables, drawn, played)
-        finish_with_report(run, page, targets=list(settings.target_emotion), answer=answer_of(tables))
+        finish_with_report(run, page, **extent_of(settings), answer=answer_of(tables))
     tell(f"results in {folder}: {page.answer[0]}")
 
 
@@ -122,16 +132,38 @@ def crowds_of(settings: Settings, source: Source, mapped: Callable[[Sequence[str
 
 
 def identity_of(settings: Settings, base: BaseModel, mapper: Mapper, source: Source) -> dict[str, Any]:
-    """All that decides the results: settings, models and texts by their content, the user's own code."""
+    """All that decides a case: settings, models and texts by their content, the user's own code."""
     own = [name for option in REGISTRIES for name in getattr(settings, option) if ":" in name]
     modules = {name: importlib.import_module(name.partition(":")[0]).__file__ for name in own}
+    no_part = (*NOT_IDENTITY, "preset", *EXTENT)
     return {
-        **{name: value for name, value in asdict(settings).items() if name not in (*NOT_IDENTITY, "preset")},
+        **{name: value for name, value in asdict(settings).items() if name not in no_part},
         **models_identity(base, mapper),
         "crowd": source.name,
         "crowd_sha256": source.sha256,
         "code_sha256": {name: sha256_file(str(module)) for name, module in modules.items()},
     }
+
+
+def extent_of(settings: Settings) -> dict[str, Any]:
+    """Which cases a run holds; more can be added to a finished one."""
+    return {name: asdict(settings)[name] for name in EXTENT}
+
+
+def is_complete(folder: Path, asked: Sequence[str]) -> bool:
+    """Whether a finished run's tables hold these cases.
+
+    Raises InputError where they lack one and hold one that is not asked for, or that was handed on without its file.
+    """
+    record = read_record(folder)
+    held = case_names(*(record[name] for name in ("target_emotion", "num_crowds", "num_seeds", "seed")))
+    if set(asked) <= set(held):
+        return True
+    if others := [name for name in held if name not in asked]:
+        raise InputError(f"{folder}: holds {others[0]} too, which these options leave out; choose another folder")
+    if gone := [name for name in held if not (folder / CASES / f"{name}.npz").exists()]:
+        raise InputError(f"{folder}: {CASES}/{gone[0]}.npz is not here, so nothing can be added; choose another folder")
+    return False
 
 
 # ---------------------------------------------------------------- what a run takes
@@ -169,19 +201,21 @@ def describe(settings: Settings, device: str) -> str:
 # ---------------------------------------------------------------- playing
 
 
-def part_of(run: RunFolder, case: Case) -> Path:
-    return run.part_path(f"{case.name}.npz")
+def saved(run: RunFolder, case: Case) -> Path:
+    """The file of a finished case, which is never played again."""
+    return run.path / CASES / f"{case.name}.npz"
 
 
 def finished(run: RunFolder, settings: Settings, case: Case) -> Played:
-    played, valued = load_arrays(part_of(run, case)), load_arrays(in_run_part(run, case))
-    assert played is not None and valued is not None, "a finished part is on disk"
-    return played_case(settings, case, played, valued["values"])
+    arrays = load_arrays(saved(run, case))
+    assert arrays is not None, "a finished case is on disk"
+    return played_case(settings, case, arrays)
 
 
 def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequence[Case]) -> None:
     """In-run values of the people, a part a case, made where models are made."""
-    missing = [case for case in cases if load_arrays(in_run_part(run, case)) is None]
+    paths = (saved, in_run_part)
+    missing = [case for case in cases if all(load_arrays(path(run, case)) is None for path in paths)]
     values = parallel_map(
         partial(in_run_values, engine),
         missing,
@@ -210,7 +244,7 @@ def in_run_part(run: RunFolder, case: Case) -> Path:
 
 def play_cases(run: RunFolder, settings: Settings, engine: Engine, mapper: Mapper, cases: Sequence[Case]) -> None:
     """Plays what is not saved yet, case by case; each case's competitions and retraining side by side."""
-    missing = [case for case in cases if load_arrays(part_of(run, case)) is None]
+    missing = [case for case in cases if load_arrays(saved(run, case)) is None]
     work = work_of(settings)
     total = len(missing) * (work.tuned * engine.tuning.epochs + work.sampled)
     scratch = run.part_path("models")
@@ -231,7 +265,13 @@ def play_cases(run: RunFolder, settings: Settings, engine: Engine, mapper: Mappe
             bar.set_description(f"{case.name}, {number} of {len(missing)}")
             plays = plays_of(settings, case)
             done = play_together(plays, fulfil)
-            save_arrays(part_of(run, case), {f"{k}/{name}": a for k, own in done.items() for name, a in own.items()})
+            in_run = load_arrays(in_run_part(run, case))
+            assert in_run is not None, "the stage before saved it"
+            own = {name.removeprefix(f"{case.name}-"): arrays for name, arrays in done.items()}
+            own |= {"crowd": crowd_arrays(case.crowd), "in_run": in_run}
+            save_arrays(
+                saved(run, case), {f"{of}/{name}": a for of, arrays in own.items() for name, a in arrays.items()}
+            )
             for owner in plays:
                 shutil.rmtree(scratch / owner, ignore_errors=True)
         bar.total = bar.n

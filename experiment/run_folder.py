@@ -105,8 +105,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def output_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of a run's tables and weights, by their path in the folder."""
-    paths = sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz"), *folder.glob("adapters/**/*.safetensors")])
+    """SHA-256 of a run's tables, weights and finished games or cases, by their path in the folder."""
+    patterns = ("*.csv", "*.csv.gz", "[!.]*/*.npz", "adapters/**/*.safetensors")
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
 
 

@@ -37,11 +37,12 @@ def verify_run(folder: str | Path, *, own_code: bool = False) -> tuple[Differenc
     verify: Callable[..., tuple[Differences, Unchecked]]
     verify = importlib.import_module(f"{experiment}.verification").verify
     outputs = dict(record.get("outputs_sha256", {}))
-    weights = [name for name in outputs if name.startswith("adapters/")]
     left_out = []
-    if weights and not (folder / "adapters").exists():  # too large to be handed on with the tables
-        left_out = [f"adapters: {len(weights)} files are not here"]
-        outputs = {name: digest for name, digest in outputs.items() if name not in weights}
+    for part in sorted({name.partition("/")[0] for name in outputs if "/" in name}):
+        if not (folder / part).exists():  # too large to be handed on with the tables
+            own = [name for name in outputs if name.startswith(f"{part}/")]
+            left_out.append(f"{part}: {len(own)} file{'s are' if len(own) > 1 else ' is'} not here")
+            outputs = {name: digest for name, digest in outputs.items() if name not in own}
     missing, differences = compare_outputs(folder, outputs)
     if missing:  # without a table nothing can be recomputed
         return missing, ["numbers: recomputed only where all tables are there"]

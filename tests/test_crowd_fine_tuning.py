@@ -322,11 +322,11 @@ def played_by(ask, settings, number=0, people=HONEST):
     )
     case = Case(Crowd(people, "joy", near, (), vectors, later), number, 0)
     arrays = {
-        f"{owner}/{name}": array
+        f"{owner.removeprefix(case.name + '-')}/{name}": array
         for owner, play in plays_of(settings, case).items()
         for name, array in play(ask).items()
     }
-    return played_case(settings, case, arrays, np.arange(5.0))
+    return played_case(settings, case, arrays | {"in_run/values": np.arange(5.0)})
 
 
 FAKED = Settings(num_users=5, num_rounds=5, budget=6, samples=6)
@@ -481,6 +481,36 @@ def test_a_changed_reliability_is_found(run, tmp_path, column):
     table.to_csv(copy / "reliability.csv", index=False)
     differences, _ = verify_run(copy)
     assert any(f"seeds: {column} is not what other tables give" in line for line in differences)
+
+
+def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, tmp_path):
+    folder = tmp_path / "grown"
+    call(folder)
+    one = tables(folder)
+    assert "already complete" in call(folder)[0]
+    case = folder / "cases" / "joy-crowd-1-seed-0.npz"
+    held = case.read_bytes()
+    call(folder, "--num-seeds", 2)
+    assert tables(folder) == tables(run) != one and case.read_bytes() == held
+    assert verify_run(folder) == ([], []) and not (folder / ".parts").exists()
+    assert "already complete" in call(folder)[0]  # one of the two
+    errors = call(folder, "--target-emotion", "fear", check=2)[1]
+    assert "holds joy-crowd-1-seed-0 too, which these options leave out" in errors
+    case.unlink()
+    errors = call(folder, "--num-seeds", 3, check=2)[1]
+    assert "cases/joy-crowd-1-seed-0.npz is not here" in errors
+    assert tables(folder) == tables(run)
+
+
+def test_tables_are_recomputed_from_the_cases(run, tmp_path):
+    for table, column, row in (("coalitions", "static_value", 3), ("finals", "distance", 2), ("rounds", "reward", 1)):
+        copy = shutil.copytree(run, tmp_path / table)
+        written = pd.read_csv(copy / f"{table}.csv", dtype={"coalition": str})
+        written.loc[row, column] += 1e-6
+        written.to_csv(copy / f"{table}.csv", index=False)
+        assert any(line.startswith(f"{table}.csv: row {row + 2}: {column}") for line in verify_run(copy)[0])
+    shutil.rmtree(copy / "cases")
+    assert {line.partition(":")[0] for line in verify_run(copy)[1]} == {"cases", "protocols and coalitions"}
 
 
 def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, warm, call, run, tmp_path):
