@@ -20,7 +20,8 @@ from experiment.figures import COLOURS, LINES, MARKERS, new_figure, save_figure
 from experiment.statistics import mean_interval
 
 GREY = "#666666"
-MODEL_MARKERS = {"centroid": "*", "untuned model": "o", "competition's model": "s", "model on everybody": "^"}
+COMPETITION = "competition's model"
+MODEL_MARKERS = {"centroid": "*", "untuned model": "o", COMPETITION: "s", "model on everybody": "^"}
 LONGEST_NAME = 28  # of a person, in characters
 MOST_LISTED = 40  # people beside the figure
 KIND_STYLES = dict(zip(KINDS, zip(MARKERS, COLOURS, strict=True), strict=True))
@@ -75,7 +76,8 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
                 panel.errorbar(x[of], y[of], xerr=own["error"][of], label=kind, alpha=0.8, **style)
         panel.axline((0, 0), slope=1, color=GREY, linewidth=0.7, linestyle=":")
         r = pd.Series({key: np.corrcoef(x[o.index], y[o.index])[0, 1] for key, o in own.groupby(CASE)})
-        panel.set_title(f"{title}\nmean r = {r.mean():.2f}" if r.notna().any() else f"{title}\nno r", fontsize=8)
+        found = f"{'mean ' * (len(r) > 1)}r = {r.mean():.2f}" if r.notna().any() else "no r"
+        panel.set_title(f"{title}\n{found}", fontsize=8)
     for panel in axes.flat[len(shown) :]:
         panel.set_visible(False)
     for panel in axes.flat[len(shown) - columns : len(shown)]:  # the last of their columns
@@ -99,7 +101,7 @@ def coalitions_figure(coalitions: pd.DataFrame) -> Figure:
         marks = panel.scatter(own["static_value"], own["value"], c=of, cmap="cividis", norm=norm, s=10, linewidths=0)
         marks.set_alpha(0.8)
         r2 = own.groupby(CASE)[["value", "static_value"]].apply(lambda o: o.corr().iloc[0, 1] ** 2)
-        panel.set_title(f"{metric}: mean R$^2$ = {r2.mean():.2f} within a crowd", fontsize=8)
+        panel.set_title(f"{metric}: {'mean ' * (len(r2) > 1)}R$^2$ = {r2.mean():.2f} within a crowd", fontsize=8)
         panel.set_xlabel("value in the game of mean text vectors")
     axes[0, 0].set_ylabel("value by retraining")
     bar = figure.colorbar(ScalarMappable(norm, "cividis"), ax=axes[0], label="people in the coalition")
@@ -142,7 +144,8 @@ def people_figure(played: Played, points: pd.DataFrame, users: pd.DataFrame) -> 
     """The first crowd: each person's mean vector, the centroid, and what models write, in the plane in which they
     differ most; numbers name the people, who are listed with kind and Shapley value by retraining."""
     means, centroid, base = played.means, played.case.crowd.centroid.astype(float), played.base
-    final = next(iter(played.competitions.values()))["judged"][-1].astype(float)
+    (_, _, scoring), first = next(iter(played.competitions.items()))
+    final = first["judged"][-1].astype(float)
     everybody = played.retraining["fresh"][1].astype(float).mean(axis=0)
     everything = np.vstack([means, centroid, base, final, everybody])
     _, singular, axes_of = np.linalg.svd(everything - everything.mean(axis=0), full_matrices=False)
@@ -166,7 +169,7 @@ def people_figure(played: Played, points: pd.DataFrame, users: pd.DataFrame) -> 
         place = flat[len(means) + number]
         look: Any = {"markerfacecolor": "none", "markeredgecolor": "black", "linestyle": ""}
         look["markersize"] = 15 if name == "centroid" else 11  # seen around people who lie on it
-        panel.plot(*place, marker, label=name, **look)
+        panel.plot(*place, marker, label=name + f" ({scoring})" * (name == COMPETITION), **look)
     panel.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")
     panel.set_ylabel(f"second ({share[1]:.0%})")
     panel.margins(0.12)

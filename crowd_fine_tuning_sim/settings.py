@@ -88,6 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_seeds": 2,
         "seed": 40,
         "samples": 24,
+        "anonymous": True,
     },
     "eight": {
         "num_users": 8,

@@ -22,7 +22,8 @@ from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Case, played_case
 from crowd_fine_tuning_sim.crowds import Crowd, Person
 from crowd_fine_tuning_sim.plays import plays_of
 from crowd_fine_tuning_sim.plots import agreement_figure, people_figure, progress_figure
-from crowd_fine_tuning_sim.results import run_tables
+from crowd_fine_tuning_sim.report_page import people
+from crowd_fine_tuning_sim.results import run_tables, summary_table
 from crowd_fine_tuning_sim.retraining import (
     all_coalitions,
     exact_shapley,
@@ -362,6 +363,50 @@ def test_noise_alone_does_not_agree_with_the_reference():
 def test_more_scorings_than_colours_are_drawn():
     rows = [("joy", 1, 0, "random", "l2", f"s{k}", w, 0, 1.0) for k in range(9) for w in ("text", "vector")]
     progress_figure(pd.DataFrame(rows, columns=[*CASE, *COMBINATION, "world", "round", "distance"]))
+
+
+def test_bands_are_over_crowds_and_not_over_their_seeds():
+    """Two crowds whose means over seeds are 1 and 3: mean 2, half-width t(0.975, 1) sd / sqrt(2) = 12.706."""
+    levels = {(1, 0): 0.5, (1, 1): 1.5, (2, 0): 2.0, (2, 1): 4.0}
+    rows = [
+        ("joy", crowd, seed, "random", "l2", "ranked", world, t, level)
+        for (crowd, seed), level in levels.items()
+        for world in ("text", "vector")
+        for t in range(2)
+    ]
+    figure = progress_figure(pd.DataFrame(rows, columns=[*CASE, *COMBINATION, "world", "round", "distance"]))
+    (panel,) = figure.axes
+    (band,) = panel.collections
+    height = band.get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([height.min(), height.max()], [2 - 12.7062, 2 + 12.7062], atol=1e-3)
+    assert all((line.get_ydata() == 2).all() for line in panel.lines)
+    assert "4 repetitions" in figure.legends[0].get_title().get_text()
+
+
+def test_the_summary_counts_crowds_with_a_value_and_pairs_pay_with_equal_pay():
+    """Three crowds, two seeds: the third crowd has no correlation; pay differs from equal pay by 0.1 and 0.3."""
+    rows = []
+    for crowd, r, less in ((1, 0.2, 0.1), (2, 0.6, 0.3), (3, np.nan, np.nan)):
+        for seed, equal in ((0, 0.5), (1, 0.7)):
+            rows.append(["joy", crowd, seed, "l2", "points", "random", "ranked", r + seed / 10, r, equal - less, 24])
+            rows.append(["joy", crowd, seed, "l2", "equal", "", "", np.nan, np.nan, equal, 0])
+    columns = [*CASE, "metric", "what", "grouping", "scoring", "pearson", "spearman", "misallocation", "models"]
+    finals = pd.DataFrame(columns=[*CASE, "metric", "model", "grouping", "scoring", "value", "distance"])
+    summary = summary_table(pd.DataFrame(rows, columns=columns), finals).set_index(["what", "quantity"])
+    of_points = summary.loc["points"]
+    assert of_points.loc["pearson", "crowds"] == 2 and of_points.loc["models", "crowds"] == 3
+    assert of_points.loc["pearson", "value"] == pytest.approx((0.25 + 0.65) / 2)
+    pairs = of_points.loc["misallocation - equal"]
+    assert pairs["value"] == pytest.approx(-0.2) and pairs["high"] - pairs["value"] == pytest.approx(1.27062, abs=1e-4)
+
+
+def test_the_error_of_a_mean_over_seeds_is_that_of_a_mean():
+    rows = [("joy", 1, seed, "u", "l2", "random", "ranked", 1.0, 0.5, error, 0.4) for seed, error in ((0, 3), (1, 4))]
+    columns = [*CASE, "user", "metric", "grouping", "scoring", "points", "shapley", "standard_error", "static_shapley"]
+    users = pd.DataFrame([("joy", 1, "u", "on", 12, 0.3, 0)])
+    users.columns = ["target", "crowd", "user", "kind", "texts", "distance", "near_duplicates"]
+    table = people({"points": pd.DataFrame(rows, columns=columns), "users": users})
+    assert table.rows[0][table.columns.index("standard error")] == pytest.approx(2.5)
 
 
 # ---------------------------------------------------------------- the command line
