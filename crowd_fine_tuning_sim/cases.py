@@ -1,8 +1,9 @@
 """What is played: repetitions of crowds, and what a finished one is saved as."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from crowd_fine_tuning_sim.crowds import Crowd, Person
 from crowd_fine_tuning_sim.settings import Settings
 from crowd_fine_tuning_sim.text_world import Streams
 from experiment.command_line import named_function
-from experiment.run_folder import Arrays
+from experiment.errors import InputError
+from experiment.run_folder import Arrays, load_arrays, read_record
+from experiment.tables import read_table
 from user_grouping_evaluation_sim.grouping import Grouping
 from user_grouping_evaluation_sim.metrics import Metric
 from user_grouping_evaluation_sim.scoring import Scoring
@@ -113,6 +116,32 @@ def crowd_without_texts(target: str, arrays: Arrays, names: Sequence[str], kinds
         for name, kind, first, then in zip(names, kinds, vectors, later, strict=True)
     )
     return Crowd(people, target, arrays["crowd/near"], (), vectors, later)
+
+
+def read_cases(folder: str | Path) -> tuple[Settings, list[Played]]:
+    """A finished run's settings and cases, as results.run_tables and the functions in estimates.py take them; people's
+    texts are empty. Functions of the user's own that the settings name are run by those that use them.
+
+    Raises InputError for a folder without a finished run, and for a case's file that is missing or damaged.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    known = {field.name: record[field.name] for field in fields(Settings) if field.name in record}
+    given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in known.items()}
+    settings = Settings(**given | {"anonymous": False})  # names are as the tables have them
+    people = read_table(folder, "users", dtype={"user": str}, keep_default_na=False).groupby(["target", "crowd"])
+    cases = []
+    for seed in range(settings.seed, settings.seed + settings.num_seeds):
+        for target, number in product(settings.target_emotion, range(1, settings.num_crowds + 1)):
+            path = folder / CASES / f"{case_name(target, number, seed)}.npz"
+            arrays = load_arrays(path)
+            try:
+                own = people.get_group((target, number))
+                crowd = crowd_without_texts(target, arrays or {}, own["user"].tolist(), own["kind"].tolist())
+                cases.append(played_case(settings, Case(crowd, number, seed), arrays or {}))
+            except (KeyError, ValueError, IndexError) as error:
+                raise InputError(f"{path}: missing or damaged ({type(error).__name__})") from None
+    return settings, with_other_seeds(cases)
 
 
 def with_other_seeds(cases: Sequence[Played]) -> list[Played]:

@@ -163,7 +163,8 @@ def people_figure(played: Played, points: pd.DataFrame, users: pd.DataFrame) -> 
         marker, colour = KIND_STYLES[kinds[number]]
         style: Any = {"color": colour, "markersize": 7, "linestyle": "", "markeredgecolor": "white"}
         handles += panel.plot(*flat[number], marker, markeredgewidth=0.4, zorder=4, **style)
-        text = f"{number + 1} {shortened(str(user))} ({kinds[number]})"
+        name = "" if str(user) == str(number + 1) else f" {shortened(str(user))}"  # the same if anonymous
+        text = f"{number + 1}{name} ({kinds[number]})"
         labels.append(text + (f": {value:+.3f}" if np.isfinite(value) else ""))
     for number, (name, marker) in enumerate(MODEL_MARKERS.items()):
         place = flat[len(means) + number]

@@ -57,7 +57,7 @@ class Settings(EngineOptions):
     """With --reference sampled: how many coalitions."""
     anonymous: bool = False
     """Number the people in all results, instead of the names that the source gives."""
-    samples: int = 40
+    samples: int = 24
     """Texts sampled from a model to judge it."""
 
 
@@ -80,14 +80,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_crowds": 2,
         "num_seeds": 2,
         "seed": 30,
-        "samples": 24,
     },
     "people": {
         "crowd": "chitchat",
         "target_emotion": ("curiosity", "admiration", "amusement", "love"),
         "num_seeds": 2,
         "seed": 40,
-        "samples": 24,
         "anonymous": True,
     },
     "eight": {
@@ -95,7 +93,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kinds": ("on", "on", "half", "half", "random", "off", "copyist", "spammer"),
         "num_seeds": 2,
         "seed": 60,
-        "samples": 24,
     },
 }
 

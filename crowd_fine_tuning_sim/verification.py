@@ -1,19 +1,17 @@
 """Whether a finished run's tables agree: with its cases' files where they are here, and with each other."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from crowd_fine_tuning_sim.cases import CASE, CASES, Case, case_name, crowd_without_texts, played_case, with_other_seeds
+from crowd_fine_tuning_sim.cases import CASE, CASES, read_cases
 from crowd_fine_tuning_sim.pay import LEDGER, misallocated
 from crowd_fine_tuning_sim.reliability import exact_reliability, needed, spearman_brown
 from crowd_fine_tuning_sim.results import as_bits, correlations, run_tables, seed_rows, summary_table
 from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
-from crowd_fine_tuning_sim.settings import Settings
-from experiment.run_folder import load_arrays
+from experiment.errors import InputError
 from experiment.tables import read_table
 from user_grouping_evaluation_sim.ledger_check import check_ledger
 from user_grouping_evaluation_sim.settings import REGISTRIES
@@ -50,7 +48,7 @@ def verify(folder: Path, record: dict[str, Any], own_code: bool = False) -> tupl
     elif any(":" in name for option in REGISTRIES for name in record[option]):
         unchecked.append("protocols and coalitions: recomputed only without strategies of one's own")
     elif not differences:
-        differences += check_cases(folder, record, tables)
+        differences += check_cases(folder, tables)
     points = tables["points"]
     accounts = [tuple(map(str, names)) for names in points[list(LEDGER.keys)].drop_duplicates().itertuples(index=False)]
     by_ledger, unread = check_ledger(
@@ -73,24 +71,12 @@ def check_rows(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> list[
     return differences
 
 
-def check_cases(folder: Path, record: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[str]:
-    """All tables but users.csv from what the models wrote and the people's text vectors. Strategies of one's own are
-    not run."""
-    known = {field.name: record[field.name] for field in fields(Settings) if field.name in record}
-    given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in known.items()}
-    # Names are as the tables have them.
-    settings = Settings(**given | {"anonymous": False})
-    cases = []
-    for (target, number), people in tables["users"].groupby(["target", "crowd"], sort=False):
-        for seed in range(settings.seed, settings.seed + settings.num_seeds):
-            name = case_name(str(target), int(number), seed)
-            arrays = load_arrays(folder / CASES / f"{name}.npz")
-            if arrays is None:
-                return [f"{CASES}/{name}.npz: cannot be read"]
-            crowd = crowd_without_texts(str(target), arrays, people["user"].tolist(), people["kind"].tolist())
-            cases.append(played_case(settings, Case(crowd, int(number), seed), arrays))
-    cases.sort(key=lambda played: played.case.seed)  # as they were played
-    recomputed = run_tables(settings, with_other_seeds(cases))
+def check_cases(folder: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
+    """All tables but users.csv from what the models wrote and the people's text vectors."""
+    try:
+        recomputed = run_tables(*read_cases(folder))
+    except InputError as error:
+        return [str(error)]
     return [
         line for name in TABLES if name != "users" for line in compare(f"{name}.csv", tables[name], recomputed[name])
     ]

@@ -229,7 +229,7 @@ def _clear(path: Path) -> None:
 def save_arrays(path: Path, arrays: Arrays) -> None:
     """A finished part: named arrays, in NumPy's own format, without pickle."""
     with replace_atomically(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **arrays)
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
 
 
 def load_arrays(path: Path) -> Arrays | None:

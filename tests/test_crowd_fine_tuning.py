@@ -554,6 +554,9 @@ def test_tables_are_recomputed_from_the_cases(run, tmp_path):
         written.loc[row, column] += 1e-6
         written.to_csv(copy / f"{table}.csv", index=False)
         assert any(line.startswith(f"{table}.csv: row {row + 2}: {column}") for line in verify_run(copy)[0])
+    case = copy / "cases" / "joy-crowd-1-seed-1.npz"
+    case.write_bytes(case.read_bytes()[:-100])
+    assert any("joy-crowd-1-seed-1.npz: missing or damaged" in line for line in verify_run(copy)[0])
     shutil.rmtree(copy / "cases")
     assert {line.partition(":")[0] for line in verify_run(copy)[1]} == {"cases", "protocols and coalitions"}
 
