@@ -129,7 +129,8 @@ def read_cases(folder: str | Path) -> tuple[Settings, list[Played]]:
     known = {field.name: record[field.name] for field in fields(Settings) if field.name in record}
     given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in known.items()}
     settings = Settings(**given | {"anonymous": False})  # names are as the tables have them
-    people = read_table(folder, "users", dtype={"user": str}, keep_default_na=False).groupby(["target", "crowd"])
+    users = read_table(folder, "users", dtype={"user": str}, keep_default_na=False)
+    people = users.groupby(["target", "crowd"])
     cases = []
     for seed in range(settings.seed, settings.seed + settings.num_seeds):
         for target, number in product(settings.target_emotion, range(1, settings.num_crowds + 1)):
@@ -139,7 +140,7 @@ def read_cases(folder: str | Path) -> tuple[Settings, list[Played]]:
                 own = people.get_group((target, number))
                 crowd = crowd_without_texts(target, arrays or {}, own["user"].tolist(), own["kind"].tolist())
                 cases.append(played_case(settings, Case(crowd, number, seed), arrays or {}))
-            except (KeyError, ValueError, IndexError) as error:
+            except (KeyError, ValueError, IndexError, TypeError) as error:
                 raise InputError(f"{path}: missing or damaged ({type(error).__name__})") from None
     return settings, with_other_seeds(cases)
 

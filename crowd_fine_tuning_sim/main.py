@@ -89,9 +89,10 @@ def main(settings: Settings) -> None:
     seeds = range(settings.seed, settings.seed + settings.num_seeds)
     cases = [Case(crowd, i % settings.num_crowds + 1, seed) for seed in seeds for i, crowd in enumerate(crowds)]
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
-        if run.finished and is_complete(folder, [case.name for case in cases]):
+        if is_complete(folder, [case.name for case in cases], run.finished):
             tell(f"already complete: {folder} (--overwrite runs it again)")
             return
+        run.write_sessions()  # a finished run to which something is added has none
         engine = engine_of(settings, device, tuning, sampling, settings.samples)
         del base
         leave_models_to_workers(settings)
@@ -150,19 +151,27 @@ def extent_of(settings: Settings) -> dict[str, Any]:
     return {name: asdict(settings)[name] for name in EXTENT}
 
 
-def is_complete(folder: Path, asked: Sequence[str]) -> bool:
-    """Whether a finished run's tables hold these cases.
+def is_complete(folder: Path, asked: Sequence[str], finished: bool) -> bool:
+    """Whether a folder's run is finished and its tables hold these cases.
 
-    Raises InputError where they lack one and hold one that is not asked for, or that was handed on without its file.
+    Raises InputError where it holds a case that is not asked for, or lacks one and was handed on without the files of
+    those that it holds, or with others.
     """
-    record = read_record(folder)
-    held = case_names(*(record[name] for name in ("target_emotion", "num_crowds", "num_seeds", "seed")))
-    if set(asked) <= set(held):
+    record = read_record(folder) if finished else {}
+    written = (
+        case_names(*(record[name] for name in ("target_emotion", "num_crowds", "num_seeds", "seed"))) if record else []
+    )
+    saved_before = sorted(path.stem for path in (folder / CASES).glob("[!.]*.npz"))
+    if others := [name for name in (*written, *saved_before) if name not in asked]:
+        raise InputError(
+            f"{folder}: holds {others[0]} too: name it too (targets, crowds, seeds), or choose another folder"
+        )
+    if set(asked) == set(written):
         return True
-    if others := [name for name in held if name not in asked]:
-        raise InputError(f"{folder}: holds {others[0]} too, which these options leave out; choose another folder")
-    if gone := [name for name in held if not (folder / CASES / f"{name}.npz").exists()]:
-        raise InputError(f"{folder}: {CASES}/{gone[0]}.npz is not here, so nothing can be added; choose another folder")
+    for name in written:
+        path = folder / CASES / f"{name}.npz"
+        if not path.exists() or sha256_file(path) != record["outputs_sha256"].get(f"{CASES}/{name}.npz"):
+            raise InputError(f"{path}: is not as the run wrote it, so nothing can be added; choose another folder")
     return False
 
 

@@ -142,7 +142,11 @@ def answer(summary: pd.DataFrame) -> list[str]:
     for other, title in OTHERS.items():
         row = row_of(summary, "points", f"value - {other}", first)
         if row is not None:
-            lines.append(f"The competition's last model ({first}) less {title}: {words(as_estimate(row), 3)}.")
+            line = f"The competition's last model ({first}) less {title}: {words(as_estimate(row), 3)}"
+            distinct = row_of(summary, "points", f"distinct - {other}", first)
+            if distinct is not None:
+                line += f"; of the share of distinct texts {words(as_estimate(distinct))}"
+            lines.append(f"{line}.")
     return lines
 
 
@@ -230,12 +234,18 @@ def agreement(summary: pd.DataFrame) -> Table:
 
 def ends(summary: pd.DataFrame) -> Table:
     rows: list[list[Value]] = []
-    differences = summary[summary["quantity"].str.startswith("value - ")]
-    for row in differences.to_dict("records"):
-        other = OTHERS.get(str(row["quantity"]).removeprefix("value - "), str(row["quantity"]))
-        rows.append([f"{row['scoring']}, {row['grouping']}", row["metric"], other, as_estimate(row)])
-    caption = "Value of a fresh sample of the competition's last model less that of another's: above 0 it is nearer."
-    return Table("Where it ends", caption, ["competition", "metric", "less", "difference"], rows, "summary.csv")
+    of_points = summary[summary["what"] == "points"]
+    for (metric, grouping, scoring), own in of_points.groupby(["metric", "grouping", "scoring"], sort=False):
+        by = own.set_index("quantity")
+        for other in [name.removeprefix("value - ") for name in by.index if name.startswith("value - ")]:
+            measures = [as_estimate(by.loc[f"{measure} - {other}"]) for measure in ("value", "distinct")]
+            rows.append([f"{scoring}, {grouping}", str(metric), OTHERS.get(other, other), *measures])
+    caption = (
+        "Value of a fresh sample of the competition's last model less that of another's: above 0 it is nearer. Beside "
+        "it, the same of the share of distinct texts: a model that writes a few texts again and again is near, too."
+    )
+    columns = ["competition", "metric", "less", "value", "distinct"]
+    return Table("Where it ends", caption, columns, rows, "summary.csv")
 
 
 def people(tables: Tables) -> Table:

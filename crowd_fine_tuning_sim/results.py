@@ -181,14 +181,16 @@ def progress_table(settings: Settings, played: Played) -> pd.DataFrame:
 
 def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
     """finals.csv: by each metric, the value of a fresh sample of each competition's last model and of what it is
-    compared with (model: base, everybody, best_person, best_coalition), and its mean vector's distance."""
+    compared with (model: base, everybody, best_person, best_coalition), its mean vector's distance, and the share of
+    distinct texts, by their vectors: a model that writes one good text again and again is near, too."""
     rows: list[list[Any]] = []
     centroid, found = played.case.crowd.centroid, played.retraining
 
     def put(metric: str, model: str, grouping: str, scoring: str, vectors: np.ndarray) -> None:
         value = float(values_of(vectors[None], centroid, metric_of(metric))[0][0])
         distance = float(distances_to(centroid, vectors.astype(np.float64).mean(axis=0)[None])[0])
-        rows.append([metric, model, grouping, scoring, value, distance])
+        distinct = len(np.unique(vectors, axis=0)) / len(vectors)
+        rows.append([metric, model, grouping, scoring, value, distance, distinct])
 
     fresh = list(found["fresh"])
     base, everybody, rest = fresh[0], fresh[1], fresh[2:]
@@ -202,7 +204,7 @@ def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
             put(metric, "best_coalition", "", "", best[1])
     for (grouping, metric, scoring), own in played.competitions.items():
         put(metric, "competition", grouping, scoring, own["final"])
-    columns = ["metric", "model", "grouping", "scoring", "value", "distance"]
+    columns = ["metric", "model", "grouping", "scoring", "value", "distance", "distinct"]
     table = pd.DataFrame(rows, columns=columns)
     return _rows(played, **{name: table[name] for name in columns})
 
@@ -241,7 +243,7 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
     intervals: over crowds like these, dealt for these targets.
 
     quantity: pearson, spearman, misallocation, models; misallocation - equal, less that of equal shares in the same
-    crowd and seed; or value - ...: a competition's fresh value less another model's.
+    crowd and seed; or value - ..., distinct - ...: of a competition's last model less another's, of fresh samples.
     """
     rows: list[list[Any]] = []
     names = ["metric", "what", "grouping", "scoring"]
@@ -258,12 +260,14 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
             put(key, quantity, own, quantity)
     index = ["target", "crowd", "seed", "metric"]
     competition = finals[finals["model"] == "competition"]
+    measures = [name for name in ("value", "distinct") if name in finals]  # the latter since November 2026
     for other in [name for name in finals["model"].unique() if name != "competition"]:
-        theirs = finals[finals["model"] == other].set_index(index)["value"].rename("other")
+        theirs = finals[finals["model"] == other].set_index(index)[measures].add_suffix(" of other")
         paired = competition.join(theirs, on=index)
-        paired["difference"] = paired["value"] - paired["other"]
-        for (metric, grouping, scoring), own in paired.groupby(["metric", "grouping", "scoring"], sort=False):
-            put([metric, "points", grouping, scoring], f"value - {other}", own, "difference")
+        for measure in measures:
+            paired["difference"] = paired[measure] - paired[f"{measure} of other"]
+            for (metric, grouping, scoring), own in paired.groupby(["metric", "grouping", "scoring"], sort=False):
+                put([metric, "points", grouping, scoring], f"{measure} - {other}", own, "difference")
     return pd.DataFrame(rows, columns=[*names, "quantity", "crowds", "value", "low", "high"])
 
 

@@ -11,6 +11,7 @@ from crowd_fine_tuning_sim.pay import LEDGER, misallocated
 from crowd_fine_tuning_sim.reliability import exact_reliability, needed, spearman_brown
 from crowd_fine_tuning_sim.results import as_bits, correlations, run_tables, seed_rows, summary_table
 from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
+from experiment.command_line import described
 from experiment.errors import InputError
 from experiment.tables import read_table
 from user_grouping_evaluation_sim.ledger_check import check_ledger
@@ -72,14 +73,17 @@ def check_rows(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> list[
 
 
 def check_cases(folder: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """All tables but users.csv from what the models wrote and the people's text vectors."""
+    """All tables from what the models wrote and the people's text vectors, but for who is a near-duplicate of whom."""
     try:
         recomputed = run_tables(*read_cases(folder))
     except InputError as error:
         return [str(error)]
-    return [
-        line for name in TABLES if name != "users" for line in compare(f"{name}.csv", tables[name], recomputed[name])
-    ]
+    except Exception as error:  # whatever arrays that no run has saved lead to
+        return [f"{CASES}: not what a run saves ({described(error)})"]
+    tables, recomputed = (
+        {**each, "users": each["users"].drop(columns="near_duplicates")} for each in (tables, recomputed)
+    )
+    return [line for name in TABLES for line in compare(f"{name}.csv", tables[name], recomputed[name], "the cases")]
 
 
 def check_shapley(points: pd.DataFrame, coalitions: pd.DataFrame, users: pd.DataFrame) -> list[str]:
@@ -157,9 +161,9 @@ def check_reliability(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -
     return differences
 
 
-def compare(file: str, written: pd.DataFrame, recomputed: pd.DataFrame) -> list[str]:
+def compare(file: str, written: pd.DataFrame, recomputed: pd.DataFrame, source: str = "the other tables") -> list[str]:
     if list(written.columns) != list(recomputed.columns) or len(written) != len(recomputed):
-        return [f"{file}: its rows or columns are not those that the other tables give"]
+        return [f"{file}: its rows or columns are not those that {source} give"]
     differences = []
     for column in written.columns:
         ours, theirs = written[column], recomputed[column]
@@ -169,5 +173,5 @@ def compare(file: str, written: pd.DataFrame, recomputed: pd.DataFrame) -> list[
             same = (ours.astype(str) == theirs.astype(str)).to_numpy()
         if not same.all():
             row = int((~same).argmax())
-            differences.append(f"{file}: row {row + 2}: {column} {ours[row]} is {theirs[row]} by the other tables")
+            differences.append(f"{file}: row {row + 2}: {column} {ours[row]} is {theirs[row]} by {source}")
     return differences

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -36,6 +37,11 @@ RECORD_OF_THE_RUN = (
 )
 """What run.json says of how a run came about, beside its identity and the experiment's own facts."""
 Arrays = dict[str, np.ndarray]
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What NumPy raises at a file of arrays with damaged bytes."""
 
 
 @dataclass
@@ -106,8 +112,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def output_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of a run's tables, weights and finished games or cases, by their path in the folder."""
-    patterns = ("*.csv", "*.csv.gz", "[!.]*/*.npz", "adapters/**/*.safetensors")
-    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    patterns = ("*.csv", "*.csv.gz", "[!.]*/[!.]*.npz", "adapters/**/*.safetensors")
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
 
 
@@ -236,9 +242,10 @@ def load_arrays(path: Path) -> Arrays | None:
     """The part saved at `path`; None where there is none that can be read, so that it is made again."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            arrays = dict(stored)
+    except UNREADABLE:
         return None
+    return arrays if all(isinstance(array, np.ndarray) for array in arrays.values()) else None
 
 
 def hash_of(content: Any) -> str:

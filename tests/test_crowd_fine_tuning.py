@@ -391,7 +391,7 @@ def test_the_summary_counts_crowds_with_a_value_and_pairs_pay_with_equal_pay():
             rows.append(["joy", crowd, seed, "l2", "points", "random", "ranked", r + seed / 10, r, equal - less, 24])
             rows.append(["joy", crowd, seed, "l2", "equal", "", "", np.nan, np.nan, equal, 0])
     columns = [*CASE, "metric", "what", "grouping", "scoring", "pearson", "spearman", "misallocation", "models"]
-    finals = pd.DataFrame(columns=[*CASE, "metric", "model", "grouping", "scoring", "value", "distance"])
+    finals = pd.DataFrame(columns=[*CASE, "metric", "model", "grouping", "scoring", "value", "distance", "distinct"])
     summary = summary_table(pd.DataFrame(rows, columns=columns), finals).set_index(["what", "quantity"])
     of_points = summary.loc["points"]
     assert of_points.loc["pearson", "crowds"] == 2 and of_points.loc["models", "crowds"] == 3
@@ -472,6 +472,10 @@ def test_files_of_a_run_and_its_verification(run):
     assert len(coalitions) == 2 * 8 and set(coalitions["coalition"].str.len()) == {3}
     assert len(pd.read_csv(run / "points.csv")) == 2 * 3 * 3
     assert any((run / "adapters").glob("*/adapter_config.json"))
+    finals = pd.read_csv(run / "finals.csv").query("model == 'competition' and seed == 0 and scoring == 'marginal'")
+    with np.load(run / "cases" / "joy-crowd-1-seed-0.npz") as case:
+        texts = case["0/texts"]
+    assert finals["distinct"].item() == len(set(texts)) / len(texts)
     record = json.loads((run / "run.json").read_text())
     assert record["crowd"] == "people.csv" and "answer_in_words" in record
     assert verify_run(run) == ([], [])
@@ -538,20 +542,25 @@ def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, tmp_pa
     call(folder, "--num-seeds", 2)
     assert tables(folder) == tables(run) != one and case.read_bytes() == held
     assert verify_run(folder) == ([], []) and not (folder / ".parts").exists()
-    assert "already complete" in call(folder)[0]  # one of the two
-    errors = call(folder, "--target-emotion", "fear", check=2)[1]
-    assert "holds joy-crowd-1-seed-0 too, which these options leave out" in errors
-    case.unlink()
+    for fewer in (("--num-seeds", 1), ("--target-emotion", "fear")):
+        assert "too: name it too (targets, crowds, seeds), or choose another" in call(folder, *fewer, check=2)[1]
+    case.write_bytes(held[:-1])
     errors = call(folder, "--num-seeds", 3, check=2)[1]
-    assert "cases/joy-crowd-1-seed-0.npz is not here" in errors
+    assert "cases/joy-crowd-1-seed-0.npz: is not as the run wrote it" in errors
     assert tables(folder) == tables(run)
 
 
 def test_tables_are_recomputed_from_the_cases(run, tmp_path):
-    for table, column, row in (("coalitions", "static_value", 3), ("finals", "distance", 2), ("rounds", "reward", 1)):
+    cells = (
+        ("coalitions", "static_value", 3),
+        ("finals", "distance", 2),
+        ("rounds", "reward", 1),
+        ("users", "texts", 1),
+    )
+    for table, column, row in cells:
         copy = shutil.copytree(run, tmp_path / table)
         written = pd.read_csv(copy / f"{table}.csv", dtype={"coalition": str})
-        written.loc[row, column] += 1e-6
+        written.loc[row, column] += 1 if column == "texts" else 1e-6
         written.to_csv(copy / f"{table}.csv", index=False)
         assert any(line.startswith(f"{table}.csv: row {row + 2}: {column}") for line in verify_run(copy)[0])
     case = copy / "cases" / "joy-crowd-1-seed-1.npz"
