@@ -48,10 +48,10 @@ def case_name(target: str, number: int, seed: int) -> str:
     return f"{target}-crowd-{number}-seed-{seed}"
 
 
-def case_names(targets: Sequence[str], num_crowds: int, num_seeds: int, first_seed: int) -> list[str]:
-    """Of a run's cases, in the order in which they are played."""
-    seeds, numbers = range(first_seed, first_seed + num_seeds), range(1, num_crowds + 1)
-    return [case_name(target, number, seed) for seed in seeds for target in targets for number in numbers]
+def case_keys(targets: Sequence[str], num_crowds: int, num_seeds: int, seed: int) -> list[tuple[str, int, int]]:
+    """Target, crowd's number and seed of a run's cases, in the order in which they are played. seed: the first."""
+    seeds, numbers = range(seed, seed + num_seeds), range(1, num_crowds + 1)
+    return [(target, number, each) for each in seeds for target in targets for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,17 @@ def read_cases(folder: str | Path) -> tuple[Settings, list[Played]]:
     users = read_table(folder, "users", dtype={"user": str}, keep_default_na=False)
     people = users.groupby(["target", "crowd"])
     cases = []
-    for seed in range(settings.seed, settings.seed + settings.num_seeds):
-        for target, number in product(settings.target_emotion, range(1, settings.num_crowds + 1)):
-            path = folder / CASES / f"{case_name(target, number, seed)}.npz"
-            arrays = load_arrays(path)
-            try:
-                own = people.get_group((target, number))
-                crowd = crowd_without_texts(target, arrays or {}, own["user"].tolist(), own["kind"].tolist())
-                cases.append(played_case(settings, Case(crowd, number, seed), arrays or {}))
-            except (KeyError, ValueError, IndexError, TypeError) as error:
-                raise InputError(f"{path}: missing or damaged ({type(error).__name__})") from None
+    for target, number, seed in case_keys(
+        settings.target_emotion, settings.num_crowds, settings.num_seeds, settings.seed
+    ):
+        path = folder / CASES / f"{case_name(target, number, seed)}.npz"
+        arrays = load_arrays(path)
+        try:
+            own = people.get_group((target, number))
+            crowd = crowd_without_texts(target, arrays or {}, own["user"].tolist(), own["kind"].tolist())
+            cases.append(played_case(settings, Case(crowd, number, seed), arrays or {}))
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise InputError(f"{path}: missing or damaged ({type(error).__name__})") from None
     return settings, with_other_seeds(cases)
 
 

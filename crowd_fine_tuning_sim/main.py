@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from crowd_fine_tuning_sim.cases import (
     CASES,
     Case,
     Played,
-    case_names,
+    case_keys,
+    case_name,
     crowd_arrays,
     played_case,
     with_other_seeds,
@@ -86,8 +88,8 @@ def main(settings: Settings) -> None:
     if longer := rehearse(base, mapper, texts, tuning, sampling):
         tell(f"{longer} of {len(texts)} texts are longer than --max-new-tokens {sampling.max_new_tokens}")
     identity = identity_of(settings, base, mapper, source)
-    seeds = range(settings.seed, settings.seed + settings.num_seeds)
-    cases = [Case(crowd, i % settings.num_crowds + 1, seed) for seed in seeds for i, crowd in enumerate(crowds)]
+    keys = case_keys(settings.target_emotion, settings.num_crowds, settings.num_seeds, settings.seed)
+    cases = [Case(crowd, number, seed) for crowd, (_, number, seed) in zip(cycle(crowds), keys, strict=False)]
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
         if is_complete(folder, [case.name for case in cases], run.finished):
             tell(f"already complete: {folder} (--overwrite runs it again)")
@@ -158,9 +160,8 @@ def is_complete(folder: Path, asked: Sequence[str], finished: bool) -> bool:
     those that it holds, or with others.
     """
     record = read_record(folder) if finished else {}
-    written = (
-        case_names(*(record[name] for name in ("target_emotion", "num_crowds", "num_seeds", "seed"))) if record else []
-    )
+    keys = case_keys(*(record[name] for name in (*EXTENT, "seed"))) if finished else []
+    written = [case_name(*key) for key in keys]
     saved_before = sorted(path.stem for path in (folder / CASES).glob("[!.]*.npz"))
     if others := [name for name in (*written, *saved_before) if name not in asked]:
         raise InputError(
@@ -170,7 +171,7 @@ def is_complete(folder: Path, asked: Sequence[str], finished: bool) -> bool:
         return True
     for name in written:
         path = folder / CASES / f"{name}.npz"
-        if not path.exists() or sha256_file(path) != record["outputs_sha256"].get(f"{CASES}/{name}.npz"):
+        if not path.exists() or sha256_file(path) != record.get("outputs_sha256", {}).get(f"{CASES}/{name}.npz"):
             raise InputError(f"{path}: is not as the run wrote it, so nothing can be added; choose another folder")
     return False
 

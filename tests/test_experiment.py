@@ -70,6 +70,19 @@ def test_arrays_survive_and_broken_ones_are_made_again(tmp_path):
     assert load_arrays(tmp_path / "p.npz") is None
 
 
+def test_a_part_with_any_flipped_bit_is_as_it_was_or_is_none(tmp_path):
+    """Among them the marks of encryption and of other compressions, and shapes too large for memory."""
+    path = tmp_path / "p.npz"
+    held = {"value": np.arange(3.0), "name": np.array(["a", "b"])}
+    save_arrays(path, held)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            for name, array in (load_arrays(path) or {}).items():
+                assert name not in held or np.array_equal(array, held[name])
+
+
 # ------------------------------------------------------------------ run folders
 
 
