@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ LARGE = 400_000  # entries of a table that is written as .csv.gz
 def write_table(frame: pd.DataFrame, folder: Path, name: str, float_format: str | None = None) -> None:
     """Writes NAME.csv into the folder, or NAME.csv.gz for a large table."""
     text = frame.to_csv(index=False, float_format=float_format, lineterminator="\n").encode()
-    with replace_atomically(folder / file_name(frame, name)) as temporary:
+    with _table_file(folder, file_name(frame, name)) as temporary:
         # Without a time: equal tables give equal bytes.
         temporary.write_bytes(gzip.compress(text, mtime=0) if temporary.suffix == ".gz" else text)
 
@@ -28,11 +29,19 @@ def file_name(frame: pd.DataFrame, name: str) -> str:
 def write_lines(lines: Iterable[str], folder: Path, name: str, *, large: bool) -> None:
     """Writes NAME.csv line by line, or NAME.csv.gz for a large table, which need not fit into memory."""
     with (
-        replace_atomically(folder / f"{name}.csv{'.gz' if large else ''}") as temporary,
+        _table_file(folder, f"{name}.csv{'.gz' if large else ''}") as temporary,
         open(temporary, "wb") as plain,
         gzip.GzipFile("", "wb", 6, plain, mtime=0) if large else plain as file,
     ):
         file.writelines(f"{line}\n".encode() for line in lines)
+
+
+@contextmanager
+def _table_file(folder: Path, file: str) -> Iterator[Path]:
+    """A temporary file that becomes the table; a smaller one of an earlier run does not stay beside a packed one."""
+    with replace_atomically(folder / file) as temporary:
+        yield temporary
+    (folder / (file.removesuffix(".gz") if file.endswith(".gz") else f"{file}.gz")).unlink(missing_ok=True)
 
 
 def read_lines(folder: Path, name: str) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiment import run_folder
@@ -20,6 +21,7 @@ from experiment.errors import InputError
 from experiment.files import replace_atomically, sha256_file
 from experiment.parallel import parallel_map
 from experiment.run_folder import load_arrays, open_run, save_arrays
+from experiment.tables import LARGE, read_table, write_lines, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 IDENTITY = {"seed": 1, "names": ("a", "b"), "data": {"x": "y"}}
@@ -34,6 +36,16 @@ def content(folder):
 
 
 # ------------------------------------------------------------------ files
+
+
+def test_a_table_that_grows_is_packed_and_its_smaller_self_goes(tmp_path):
+    small, large = (pd.DataFrame({"x": np.arange(rows)}) for rows in (3, LARGE + 1))
+    for frame, file in ((small, "t.csv"), (large, "t.csv.gz"), (small, "t.csv")):
+        write_table(frame, tmp_path, "t")
+        assert [path.name for path in tmp_path.iterdir()] == [file]
+        assert len(read_table(tmp_path, "t")) == len(frame)
+    write_lines(["x", "1"], tmp_path, "t", large=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv.gz"]
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
