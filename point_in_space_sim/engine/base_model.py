@@ -45,6 +45,11 @@ class BaseModel:
         return self.model.dtype
 
     @cached_property
+    def packed_weights(self) -> dict[str, torch.Tensor]:
+        """Of linear maps, by their names, as packed_weights.py has laid them out."""
+        return {}
+
+    @cached_property
     def rendered_prompt(self) -> str:
         """The request in the tokenizer's chat template, or as a plain line without one.
 

@@ -7,7 +7,7 @@ the original base model, so it loads with PEFT as it is and the cached activatio
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -311,14 +311,15 @@ def _upper_weights(base: BaseModel, settings: TuningSettings) -> list[str]:
 
 
 @contextmanager
-def merged(base: BaseModel, adapter: Adapter | None) -> Iterator[None]:
-    """Adds the adapter to the base model's weights for a while, and puts exactly the old weights back."""
+def merged(base: BaseModel, adapter: Adapter | None) -> Iterator[Collection[str]]:
+    """Adds the adapter to the base model's weights for a while, and puts exactly the old weights back. Yields the
+    names of those that change."""
     changed = {} if adapter is None else _merged_weights(base, adapter)
     frozen = {name: base.model.get_parameter(name).data for name in changed}
     try:
         for name, weight in changed.items():
             base.model.get_parameter(name).data = weight
-        yield
+        yield frozen.keys()
     finally:
         for name, weight in frozen.items():
             base.model.get_parameter(name).data = weight

@@ -1,6 +1,7 @@
 """Sampling of comments from a tuned model: one shared prompt, rows that leave the batch when they end."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import MAX_TOKENS, BaseModel
 from point_in_space_sim.engine.fine_tuning import Adapter, merged, own_random_numbers
 from point_in_space_sim.engine.layers import KeyValueCache, run_layers
+from point_in_space_sim.engine.packed_weights import can_pack, packed
 from point_in_space_sim.engine.settings import SamplingSettings
 
 
@@ -46,8 +48,9 @@ def sample_comments(
     plain = base.has_plain_layers
     if plain and settings.max_new_tokens > MAX_TOKENS:
         plain = base.is_plain_for(settings.max_new_tokens)
-    with merged(base, adapter), torch.inference_mode():
-        drawn = (sample_tokens if plain else _generate_tokens)(base, count, [seed], settings, base.end_tokens)
+    with merged(base, adapter) as changed, torch.inference_mode():
+        with packed(base, changed) if plain and can_pack(base.device.type, base.dtype) else nullcontext():
+            drawn = (sample_tokens if plain else _generate_tokens)(base, count, [seed], settings, base.end_tokens)
     return as_samples(base, drawn)
 
 
