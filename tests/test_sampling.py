@@ -1,14 +1,18 @@
 """Draws against the exact distribution, the decode loop against the model's own forward, and what a seed fixes."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, load_base_model
-from point_in_space_sim.engine.fine_tuning import merged, tune
+from point_in_space_sim.engine.decoding import decode, decoder_of, head, with_changed
+from point_in_space_sim.engine.fine_tuning import Adapter, merged, tune
+from point_in_space_sim.engine.layers import KeyValueCache
 from point_in_space_sim.engine.sampling import (
     ATTEMPTS,
     UniformStreams,
@@ -87,6 +91,39 @@ def test_decode_loop_equals_the_model_on_the_whole_prefix(base):
 def test_a_comment_does_not_depend_on_the_others_in_the_batch(base, adapter):
     many = sample_comments(base, 8, 5, SETTINGS, adapter).texts
     assert sample_comments(base, 3, 5, SETTINGS, adapter).texts == many[:3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_laid_out_decoder_gives_the_models_own_hidden_states(base, adapter, dtype):
+    """Of the base model, of an adapter after it, of another one after that: none is taken for another's."""
+    own = replace(base, model=copy.deepcopy(base.model).to(dtype))
+    twice = Adapter({name: 2 * weight for name, weight in adapter.weights.items()}, adapter.lora_config)
+    ids = torch.tensor([own.prompt, own.prompt[::-1]])
+    last = []
+    with torch.inference_mode():
+        for each in (None, adapter, twice, None):
+            with merged(own, each) as changed:
+                expected = own.model.model(ids).last_hidden_state[:, -1]
+                decoder, cache = with_changed(own.decoder, changed), KeyValueCache()
+                for step in ids.T:
+                    hidden = decode(decoder, own.model, own.model.model.embed_tokens(step), cache)
+                    cache.length += 1
+                hidden = own.model.model.norm(hidden)
+                close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+                assert_close(hidden, expected, **close)
+                assert_close(head(decoder, hidden), own.model.lm_head(hidden), **close)
+            last.append(hidden)
+    assert torch.equal(last[0], last[3]) and not torch.allclose(last[1], last[2], atol=0.1)
+
+
+def test_a_decoder_is_laid_out_only_for_layers_that_it_computes(base):
+    """A layer that scales its attention has all the parts of a plain one."""
+    model = copy.deepcopy(base.model)
+    assert decoder_of(model, 200) is not None
+    model.model.layers[2].self_attn.o_proj.register_forward_hook(lambda module, args, found: 1.1 * found)
+    assert decoder_of(model, 200) is None
+    del model.model.layers[2].mlp.up_proj
+    assert decoder_of(model, 200) is None
 
 
 def test_seed_decides_the_texts(base, adapter):

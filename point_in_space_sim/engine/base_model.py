@@ -14,6 +14,7 @@ from transformers.utils import logging
 from experiment.errors import InputError
 from experiment.files import sha256_file
 from point_in_space_sim.engine.assets import SMOLLM2_WHEEL, cache_folder, model_folder, new_cache_entry, wheel_folder
+from point_in_space_sim.engine.decoding import Decoder, decoder_of
 from point_in_space_sim.engine.guard import one_line, reason
 from point_in_space_sim.engine.layers import layers_are_plain
 from point_in_space_sim.engine.settings import PROMPT
@@ -43,11 +44,6 @@ class BaseModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
-
-    @cached_property
-    def packed_weights(self) -> dict[str, torch.Tensor]:
-        """Of linear maps, by their names, as packed_weights.py has laid them out."""
-        return {}
 
     @cached_property
     def rendered_prompt(self) -> str:
@@ -107,6 +103,11 @@ class BaseModel:
 
     def _ends(self, tokens: list[int]) -> bool:
         return tokens[-1:] == [self.tokenizer.eos_token_id]
+
+    @cached_property
+    def decoder(self) -> Decoder | None:
+        """Its decoder laid out for sampling, where that can be."""
+        return decoder_of(self.model, len(self.tokenizer)) if self.has_plain_layers else None
 
     @cached_property
     def has_plain_layers(self) -> bool:

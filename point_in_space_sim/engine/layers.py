@@ -45,7 +45,7 @@ def run_layers(
     return hidden
 
 
-def _grouped_query_attention(
+def grouped_query_attention(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -92,7 +92,7 @@ def _fused_attention(
     return found.reshape(rows, heads, tokens, width).transpose(1, 2)
 
 
-AttentionInterface.register("grouped_query", _grouped_query_attention)
+AttentionInterface.register("grouped_query", grouped_query_attention)
 
 
 def packed_layout(

@@ -1,7 +1,6 @@
 """Sampling of comments from a tuned model: one shared prompt, rows that leave the batch when they end."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,9 +10,9 @@ from transformers import GenerationConfig
 
 from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import MAX_TOKENS, BaseModel
+from point_in_space_sim.engine.decoding import Decoder, decode, head, with_changed
 from point_in_space_sim.engine.fine_tuning import Adapter, merged, own_random_numbers
 from point_in_space_sim.engine.layers import KeyValueCache, run_layers
-from point_in_space_sim.engine.packed_weights import can_pack, packed
 from point_in_space_sim.engine.settings import SamplingSettings
 
 
@@ -48,9 +47,13 @@ def sample_comments(
     plain = base.has_plain_layers
     if plain and settings.max_new_tokens > MAX_TOKENS:
         plain = base.is_plain_for(settings.max_new_tokens)
+    own = base.decoder  # before anything is merged
     with merged(base, adapter) as changed, torch.inference_mode():
-        with packed(base, changed) if plain and can_pack(base.device.type, base.dtype) else nullcontext():
-            drawn = (sample_tokens if plain else _generate_tokens)(base, count, [seed], settings, base.end_tokens)
+        if plain:
+            decoder = own and with_changed(own, changed)
+            drawn = sample_tokens(base, count, [seed], settings, base.end_tokens, decoder)
+        else:
+            drawn = _generate_tokens(base, count, [seed], settings, base.end_tokens)
     return as_samples(base, drawn)
 
 
@@ -66,10 +69,16 @@ def as_samples(base: BaseModel, drawn: Sequence[Sequence[int]]) -> Samples:
 
 
 def sample_tokens(
-    base: BaseModel, count: int, seeds: Sequence[int], settings: SamplingSettings, ends: set[int]
+    base: BaseModel,
+    count: int,
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    ends: set[int],
+    decoder: Decoder | None = None,
 ) -> list[list[int]]:
     """`count` comments after the prompt for every seed: lists of tokens, up to and with the first of `ends`.
 
+    decoder: the model's, if it is laid out (decoding.py).
     With several seeds, row i of run_layers is the i-th part of all rows: a model of its own may be attached to each
     (stacked.py), so ended rows stay in their places. With one, they leave the batch.
     """
@@ -85,9 +94,11 @@ def sample_tokens(
     hidden = run_layers(model, model.model.embed_tokens(ids), torch.arange(prompt_length)[None], cache=cache)
     cache.length = prompt_length
     cache.repeat(count)
-    hidden = hidden[:, -1:].repeat_interleave(count, 0)
+    hidden = hidden[:, -1].repeat_interleave(count, 0)
     for step in range(settings.max_new_tokens):
-        drawn = draw_tokens(model.lm_head(model.model.norm(hidden[:, -1])), settings, streams, batch)
+        hidden = model.model.norm(hidden)
+        logits = model.lm_head(hidden) if decoder is None else head(decoder, hidden)
+        drawn = draw_tokens(logits, settings, streams, batch)
         tokens[batch, step] = drawn
         going_on &= ~torch.isin(drawn, ending)
         left = int(going_on.sum())
@@ -97,8 +108,12 @@ def sample_tokens(
             rows = filled_from_the_end(going_on.nonzero()[:, 0].tolist())
             batch, drawn, going_on = batch[rows], drawn[rows], going_on[rows]
             cache.move(rows)
-        positions = torch.full((1, 1), cache.length, device=device)
-        hidden = run_layers(model, model.model.embed_tokens(drawn)[:, None], positions, cache=cache)
+        hidden = model.model.embed_tokens(drawn)
+        if decoder is None:
+            positions = torch.full((1, 1), cache.length, device=device)
+            hidden = run_layers(model, hidden[:, None], positions, cache=cache)[:, 0]
+        else:
+            hidden = decode(decoder, model, hidden, cache)
         cache.length += 1
     return [_up_to_the_end(row, ends) for row in tokens[:, : step + 1].tolist()]
 

@@ -1,0 +1,117 @@
+"""A model's decoder laid out for one token a row: fewer, wider products, on weights that are rearranged once.
+
+A CPU's products rearrange a weight at every call, which with few rows takes as long as the product itself; and with few
+rows the number of calls counts. `decoder_of` finds out whether that gives a model's own hidden states.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from point_in_space_sim.engine.layers import KeyValueCache, grouped_query_attention, run_layers
+
+ROWS = 24  # that the layout is chosen for; it serves any number of them
+Linear = tuple[torch.Tensor, torch.Tensor | None]
+"""A packed weight and a bias."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A Llama-like decoder layer. module: its own, for norms and activation."""
+
+    module: Any
+    query_key_value: Linear
+    output: Linear
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Decoder:
+    layers: Sequence[Layer]
+    head: Linear
+
+
+@torch.inference_mode()
+def decoder_of(model: Any, vocabulary: int) -> Decoder | None:
+    """A model's decoder, or None on a device or for an architecture for which it would not give the same.
+
+    Tried with a step from random tokens below `vocabulary`, against the model's own layers.
+    """
+    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    start, more = torch.randint(vocabulary, (2, 3), generator=torch.Generator().manual_seed(0))
+    try:
+        decoder = Decoder([_layer(layer) for layer in model.model.layers], _linear(model.lm_head))
+        caches = KeyValueCache(), KeyValueCache()
+        for cache in caches:
+            hidden, at = model.model.embed_tokens(start)[:, None], torch.zeros(1, 1, dtype=torch.long)
+            run_layers(model, hidden, at, cache=cache)
+            cache.length = 1
+        hidden = model.model.embed_tokens(more)
+        found = decode(decoder, model, hidden, caches[0])
+        own = run_layers(model, hidden[:, None], at + 1, cache=caches[1])[:, 0]
+        pairs = (found, own), (head(decoder, own), model.lm_head(own))
+    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError):
+        return None
+    error = 1e-4 if model.dtype == torch.float32 else 0.05
+    return decoder if all((a.float() - b.float()).norm() <= error * b.float().norm() for a, b in pairs) else None
+
+
+def with_changed(decoder: Decoder, changed: Collection[str]) -> Decoder:
+    """The same model's decoder while these of its parameters, of its layers, are not its own."""
+    layers = {int(name.split(".")[2]) for name in changed if name.startswith("model.layers.")}
+    return Decoder([_layer(own.module) if i in layers else own for i, own in enumerate(decoder.layers)], decoder.head)
+
+
+def decode(decoder: Decoder, model: Any, hidden: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+    """What run_layers gives for one more token a row: (rows, width) -> the same. cache: advanced by the caller."""
+    rows = len(hidden)
+    cos, sin = model.model.rotary_emb(hidden[:, None], torch.full((1, 1), cache.length))
+    for number, layer in enumerate(decoder.layers):
+        attention = layer.module.self_attn
+        heads = _product(layer.query_key_value, layer.module.input_layernorm(hidden))
+        heads = heads.view(rows, -1, attention.head_dim)
+        queries = layer.output[0].shape[1] // attention.head_dim
+        keys = (heads.shape[1] - queries) // 2
+        turned = heads[:, : queries + keys]
+        first, second = turned.chunk(2, dim=-1)
+        turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+        key, value = cache.update(turned[:, queries:, None], heads[:, queries + keys :, None], number)
+        found, _ = grouped_query_attention(attention, turned[:, :queries, None], key, value, None, attention.scaling)
+        hidden = hidden + _product(layer.output, found.reshape(rows, -1))
+        gate, up = _product(layer.gate_up, layer.module.post_attention_layernorm(hidden)).chunk(2, dim=-1)
+        hidden = hidden + _product(layer.down, layer.module.mlp.act_fn(gate) * up)
+    return hidden
+
+
+def head(decoder: Decoder, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits: (rows, width) -> (rows, vocabulary)."""
+    return _product(decoder.head, hidden)
+
+
+def _layer(module: Any) -> Layer:
+    attention, mlp = module.self_attn, module.mlp
+    return Layer(
+        module,
+        _linear(attention.q_proj, attention.k_proj, attention.v_proj),
+        _linear(attention.o_proj),
+        _linear(mlp.gate_proj, mlp.up_proj),
+        _linear(mlp.down_proj),
+    )
+
+
+def _linear(*modules: torch.nn.Linear) -> Linear:
+    """Several maps of one input as one."""
+    weight = torch.cat([module.weight.detach() for module in modules])
+    biases = [module.bias.detach() for module in modules if module.bias is not None]
+    if biases and len(biases) < len(modules):
+        raise ValueError("some have a bias")
+    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), torch.cat(biases) if biases else None
+
+
+def _product(linear: Linear, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, *linear, "none", [], "")
+    return found
