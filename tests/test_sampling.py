@@ -104,7 +104,7 @@ def test_the_laid_out_decoder_gives_the_models_own_hidden_states(base, adapter, 
         for each in (None, adapter, twice, None):
             with merged(own, each) as changed:
                 expected = own.model.model(ids).last_hidden_state[:, -1]
-                decoder, cache = with_changed(own.decoder, changed), KeyValueCache()
+                decoder, cache = with_changed(own.decoder, own.model, changed), KeyValueCache()
                 for step in ids.T:
                     hidden = decode(decoder, own.model, own.model.model.embed_tokens(step), cache)
                     cache.length += 1

@@ -60,10 +60,14 @@ def decoder_of(model: Any, vocabulary: int) -> Decoder | None:
     return decoder if all((a.float() - b.float()).norm() <= error * b.float().norm() for a, b in pairs) else None
 
 
-def with_changed(decoder: Decoder, changed: Collection[str]) -> Decoder:
-    """The same model's decoder while these of its parameters, of its layers, are not its own."""
+def with_changed(decoder: Decoder, model: Any, changed: Collection[str]) -> Decoder:
+    """The same model's decoder while these of its parameters are not its own."""
     layers = {int(name.split(".")[2]) for name in changed if name.startswith("model.layers.")}
-    return Decoder([_layer(own.module) if i in layers else own for i, own in enumerate(decoder.layers)], decoder.head)
+    same_head = {"lm_head.weight", "model.embed_tokens.weight"}.isdisjoint(changed)
+    return Decoder(
+        [_layer(own.module) if i in layers else own for i, own in enumerate(decoder.layers)],
+        decoder.head if same_head else _linear(model.lm_head),
+    )
 
 
 def decode(decoder: Decoder, model: Any, hidden: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:

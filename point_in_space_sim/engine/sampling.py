@@ -50,7 +50,7 @@ def sample_comments(
     own = base.decoder  # before anything is merged
     with merged(base, adapter) as changed, torch.inference_mode():
         if plain:
-            decoder = own and with_changed(own, changed)
+            decoder = own and with_changed(own, base.model, changed)
             drawn = sample_tokens(base, count, [seed], settings, base.end_tokens, decoder)
         else:
             drawn = _generate_tokens(base, count, [seed], settings, base.end_tokens)
