@@ -7,9 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
+# Before NumPy or torch are loaded: two test processes with two threads each wait for each other most of the time.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
-from tests.warm_command_line import WarmCommandLine
+import pytest  # noqa: E402
+
+from tests.warm_command_line import WarmCommandLine  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -4,23 +4,27 @@ import errno
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from joblib.externals.loky import get_reusable_executor
+from threadpoolctl import threadpool_limits
 
 from experiment import run_folder
 from experiment.command_line import check_name, check_range, named_function
 from experiment.errors import InputError
 from experiment.files import replace_atomically, sha256_file
 from experiment.parallel import parallel_map
-from experiment.run_folder import load_arrays, open_run, save_arrays
+from experiment.run_folder import load_arrays, open_run, read_record, save_arrays
 from experiment.tables import LARGE, read_table, write_lines, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,8 +261,14 @@ def threads_inside(task):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_linear_algebra_has_one_thread(jobs):
-    assert set(parallel_map(threads_inside, range(3), jobs=jobs)) == {1}
+def test_linear_algebra_has_one_thread(jobs, monkeypatch):
+    """Where this process, and what it starts, would have two."""
+    get_reusable_executor(jobs).shutdown(wait=True)  # one of another test, which was started with one
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(variable, "2")
+    with threadpool_limits(2):
+        assert threads_inside(0) == 2
+        assert set(parallel_map(threads_inside, range(3), jobs=jobs)) == {1}
 
 
 def refuses(task):
@@ -282,6 +292,25 @@ def test_errors_of_a_task_arrive_as_they_are(jobs):
 def test_clusters_that_are_not_there(backend, scheduler, told):
     with pytest.raises(InputError, match=told):
         list(parallel_map(squared, [1, 2], backend=backend, scheduler=scheduler))
+
+
+def test_a_run_that_is_added_to_keeps_the_hashes_of_weights_that_a_clone_lacks(tmp_path):
+    def weights(name):
+        path = tmp_path / "run" / "adapters" / name / "adapter.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_text(name)
+        return path
+
+    with opened(tmp_path / "run") as run:
+        first = weights("first")
+        run.finish(run.record())
+    shutil.rmtree(first.parent)
+    with opened(tmp_path / "run") as run:
+        assert run.finished
+        second = weights("second")
+        run.finish(run.record())
+    hashes = {f"adapters/{name}/adapter.safetensors": sha256(name.encode()).hexdigest() for name in ("first", "second")}
+    assert read_record(tmp_path / "run")["outputs_sha256"] == hashes and second.exists()
 
 
 # ------------------------------------------------------------------ command line helpers
