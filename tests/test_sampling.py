@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, load_base_model
-from point_in_space_sim.engine.decoding import decode, decoder_of, head, with_changed
+from point_in_space_sim.engine.decoding import can_lay_out, decode, head, lay_out
 from point_in_space_sim.engine.fine_tuning import Adapter, merged, tune
 from point_in_space_sim.engine.layers import KeyValueCache
 from point_in_space_sim.engine.sampling import (
@@ -104,7 +104,7 @@ def test_the_laid_out_decoder_gives_the_models_own_hidden_states(base, adapter, 
         for each in (None, adapter, twice, None):
             with merged(own, each) as changed:
                 expected = own.model.model(ids).last_hidden_state[:, -1]
-                decoder, cache = with_changed(own.decoder, own.model, changed), KeyValueCache()
+                decoder, cache = lay_out(own.model, changed, own.laid_out), KeyValueCache()
                 for step in ids.T:
                     hidden = decode(decoder, own.model, own.model.model.embed_tokens(step), cache)
                     cache.length += 1
@@ -113,17 +113,18 @@ def test_the_laid_out_decoder_gives_the_models_own_hidden_states(base, adapter, 
                 assert_close(hidden, expected, **close)
                 assert_close(head(decoder, hidden), own.model.lm_head(hidden), **close)
             last.append(hidden)
+    assert own.laid_out.keys() == {0, 1, "head"}  # two of four layers are tuned
     assert torch.equal(last[0], last[3]) and not torch.allclose(last[1], last[2], atol=0.1)
 
 
 def test_a_decoder_is_laid_out_only_for_layers_that_it_computes(base):
     """A layer that scales its attention has all the parts of a plain one."""
     model = copy.deepcopy(base.model)
-    assert decoder_of(model, 200) is not None
+    assert can_lay_out(model, 200)
     model.model.layers[2].self_attn.o_proj.register_forward_hook(lambda module, args, found: 1.1 * found)
-    assert decoder_of(model, 200) is None
+    assert not can_lay_out(model, 200)
     del model.model.layers[2].mlp.up_proj
-    assert decoder_of(model, 200) is None
+    assert not can_lay_out(model, 200)
 
 
 def test_seed_decides_the_texts(base, adapter):

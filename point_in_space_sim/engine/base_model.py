@@ -14,7 +14,7 @@ from transformers.utils import logging
 from experiment.errors import InputError
 from experiment.files import sha256_file
 from point_in_space_sim.engine.assets import SMOLLM2_WHEEL, cache_folder, model_folder, new_cache_entry, wheel_folder
-from point_in_space_sim.engine.decoding import Decoder, decoder_of
+from point_in_space_sim.engine.decoding import Kept, can_lay_out
 from point_in_space_sim.engine.guard import one_line, reason
 from point_in_space_sim.engine.layers import layers_are_plain
 from point_in_space_sim.engine.settings import PROMPT
@@ -105,9 +105,14 @@ class BaseModel:
         return tokens[-1:] == [self.tokenizer.eos_token_id]
 
     @cached_property
-    def decoder(self) -> Decoder | None:
-        """Its decoder laid out for sampling, where that can be."""
-        return decoder_of(self.model, len(self.tokenizer)) if self.has_plain_layers else None
+    def can_be_laid_out(self) -> bool:
+        """Whether sampling can go through decoding.py's decoder."""
+        return self.has_plain_layers and can_lay_out(self.model, self.vocabulary)
+
+    @cached_property
+    def laid_out(self) -> Kept:
+        """What decoding.py keeps of it."""
+        return {}
 
     @cached_property
     def has_plain_layers(self) -> bool:

@@ -1,7 +1,7 @@
 """A model's decoder laid out for one token a row: fewer, wider products, on weights that are rearranged once.
 
 A CPU's products rearrange a weight at every call, which with few rows takes as long as the product itself; and with few
-rows the number of calls counts. `decoder_of` finds out whether that gives a model's own hidden states.
+rows the number of calls counts. `can_lay_out` finds out whether that gives a model's own hidden states.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from point_in_space_sim.engine.guard import is_out_of_memory
 from point_in_space_sim.engine.layers import KeyValueCache, grouped_query_attention, run_layers
 
 ROWS = 24  # that the layout is chosen for; it serves any number of them
@@ -34,17 +35,18 @@ class Decoder:
     head: Linear
 
 
-@torch.inference_mode()
-def decoder_of(model: Any, vocabulary: int) -> Decoder | None:
-    """A model's decoder, or None on a device or for an architecture for which it would not give the same.
+Kept = dict[int | str, Any]
+"""Layers by their numbers, and the head, that are laid out for all adapters."""
 
-    Tried with a step from random tokens below `vocabulary`, against the model's own layers.
-    """
+
+@torch.inference_mode()
+def can_lay_out(model: Any, vocabulary: int) -> bool:
+    """Whether a step from random tokens below `vocabulary` gives the same as the model's own layers; not on a GPU."""
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
-        return None
+        return False
     start, more = torch.randint(vocabulary, (2, 3), generator=torch.Generator().manual_seed(0))
     try:
-        decoder = Decoder([_layer(layer) for layer in model.model.layers], _linear(model.lm_head))
+        decoder = lay_out(model)
         caches = KeyValueCache(), KeyValueCache()
         for cache in caches:
             hidden, at = model.model.embed_tokens(start)[:, None], torch.zeros(1, 1, dtype=torch.long)
@@ -54,20 +56,33 @@ def decoder_of(model: Any, vocabulary: int) -> Decoder | None:
         found = decode(decoder, model, hidden, caches[0])
         own = run_layers(model, hidden[:, None], at + 1, cache=caches[1])[:, 0]
         pairs = (found, own), (head(decoder, own), model.lm_head(own))
-    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError):
-        return None
-    error = 1e-4 if model.dtype == torch.float32 else 0.05
-    return decoder if all((a.float() - b.float()).norm() <= error * b.float().norm() for a, b in pairs) else None
+    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
+    return all(bool((a.float() - b.float()).norm() <= tolerance * b.float().norm()) for a, b in pairs)
 
 
-def with_changed(decoder: Decoder, model: Any, changed: Collection[str]) -> Decoder:
-    """The same model's decoder while these of its parameters are not its own."""
-    layers = {int(name.split(".")[2]) for name in changed if name.startswith("model.layers.")}
-    same_head = {"lm_head.weight", "model.embed_tokens.weight"}.isdisjoint(changed)
-    return Decoder(
-        [_layer(own.module) if i in layers else own for i, own in enumerate(decoder.layers)],
-        decoder.head if same_head else _linear(model.lm_head),
-    )
+def lay_out(model: Any, changed: Collection[str] = (), kept: Kept | None = None) -> Decoder:
+    """The decoder of a model with the weights that it has now.
+
+    changed: names of its parameters that an adapter has changed; what holds none of them is kept in `kept`, or taken
+    from there. Without any, nothing is kept but the head: a base model is sampled now and then only.
+    """
+    kept = {} if kept is None else kept
+    tuned = {int(name.split(".")[2]) for name in changed if name.startswith("model.layers.")}
+    layers = []
+    for number, module in enumerate(model.model.layers):
+        layer = None if number in tuned else kept.get(number)
+        layers.append(layer or _layer(module))
+        if changed and number not in tuned:
+            kept[number] = layers[-1]
+    if not {"lm_head.weight", "model.embed_tokens.weight"}.isdisjoint(changed):
+        return Decoder(layers, _linear(model.lm_head))
+    if "head" not in kept:
+        kept["head"] = _linear(model.lm_head)
+    return Decoder(layers, kept["head"])
 
 
 def decode(decoder: Decoder, model: Any, hidden: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import MAX_TOKENS, BaseModel
-from point_in_space_sim.engine.decoding import Decoder, decode, head, with_changed
+from point_in_space_sim.engine.decoding import Decoder, decode, head, lay_out
 from point_in_space_sim.engine.fine_tuning import Adapter, merged, own_random_numbers
 from point_in_space_sim.engine.layers import KeyValueCache, run_layers
 from point_in_space_sim.engine.settings import SamplingSettings
@@ -47,10 +47,9 @@ def sample_comments(
     plain = base.has_plain_layers
     if plain and settings.max_new_tokens > MAX_TOKENS:
         plain = base.is_plain_for(settings.max_new_tokens)
-    own = base.decoder  # before anything is merged
     with merged(base, adapter) as changed, torch.inference_mode():
         if plain:
-            decoder = own and with_changed(own, base.model, changed)
+            decoder = lay_out(base.model, changed, base.laid_out) if base.can_be_laid_out else None
             drawn = sample_tokens(base, count, [seed], settings, base.end_tokens, decoder)
         else:
             drawn = _generate_tokens(base, count, [seed], settings, base.end_tokens)
