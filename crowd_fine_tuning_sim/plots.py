@@ -17,6 +17,7 @@ from crowd_fine_tuning_sim.estimates import ESTIMATES
 from crowd_fine_tuning_sim.results import Tables
 from crowd_fine_tuning_sim.settings import KINDS
 from experiment.figures import COLOURS, LINES, MARKERS, new_figure, save_figure
+from experiment.report import format_number
 from experiment.statistics import mean_interval
 
 GREY = "#666666"
@@ -76,7 +77,7 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
                 panel.errorbar(x[of], y[of], xerr=own["error"][of], label=kind, alpha=0.8, **style)
         panel.axline((0, 0), slope=1, color=GREY, linewidth=0.7, linestyle=":")
         r = pd.Series({key: np.corrcoef(x[o.index], y[o.index])[0, 1] for key, o in own.groupby(CASE)})
-        found = f"{'mean ' * (len(r) > 1)}r = {r.mean():.2f}" if r.notna().any() else "no r"
+        found = f"{'mean ' * (len(r) > 1)}r = {format_number(r.mean(), 2)}" if r.notna().any() else "no r"
         panel.set_title(f"{title}\n{found}", fontsize=8)
     for panel in axes.flat[len(shown) :]:
         panel.set_visible(False)
@@ -165,7 +166,7 @@ def people_figure(played: Played, points: pd.DataFrame, users: pd.DataFrame) -> 
         handles += panel.plot(*flat[number], marker, markeredgewidth=0.4, zorder=4, **style)
         name = "" if str(user) == str(number + 1) else f" {shortened(str(user))}"  # the same if anonymous
         text = f"{number + 1}{name} ({kinds[number]})"
-        labels.append(text + (f": {value:+.3f}" if np.isfinite(value) else ""))
+        labels.append(text + (f": {value:+.3f}".replace("-", "−") if np.isfinite(value) else ""))
     for number, (name, marker) in enumerate(MODEL_MARKERS.items()):
         place = flat[len(means) + number]
         look: Any = {"markerfacecolor": "none", "markeredgecolor": "black", "linestyle": ""}
