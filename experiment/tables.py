@@ -38,10 +38,14 @@ def write_lines(lines: Iterable[str], folder: Path, name: str, *, large: bool) -
 
 @contextmanager
 def _table_file(folder: Path, file: str) -> Iterator[Path]:
-    """A temporary file that becomes the table; a smaller one of an earlier run does not stay beside a packed one."""
+    """A temporary file that becomes the table, plain or packed; an earlier one of the other kind does not stay."""
+    packed = folder / f"{file.removesuffix('.gz')}.gz"
     with replace_atomically(folder / file) as temporary:
         yield temporary
-    (folder / (file.removesuffix(".gz") if file.endswith(".gz") else f"{file}.gz")).unlink(missing_ok=True)
+        if packed.name != file:
+            packed.unlink(missing_ok=True)  # before: the packed one would be read in place of the new one
+    if packed.name == file:
+        packed.with_suffix("").unlink(missing_ok=True)
 
 
 def read_lines(folder: Path, name: str) -> Iterator[bytes]:

@@ -76,6 +76,7 @@ def test_architectures_are_taken_on_the_right_path(architecture, mapper, tmp_pat
     folder = save_tiny_model(tmp_path, architecture, **own)
     base = load(folder, torch.bfloat16)
     assert base.has_plain_layers == load(folder).has_plain_layers == (architecture in PLAIN)
+    assert load(folder).can_be_laid_out == (architecture == "llama")
     before = torch.random.get_rng_state()
     rehearse(base, mapper, TEXTS, TUNING, SAMPLING)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, load_base_model
-from point_in_space_sim.engine.decoding import can_lay_out, decode, head, lay_out
+from point_in_space_sim.engine.decoding import can_pack, decode, head, lay_out
 from point_in_space_sim.engine.fine_tuning import Adapter, merged, tune
 from point_in_space_sim.engine.layers import KeyValueCache
 from point_in_space_sim.engine.sampling import (
@@ -93,7 +93,13 @@ def test_a_comment_does_not_depend_on_the_others_in_the_batch(base, adapter):
     assert sample_comments(base, 3, 5, SETTINGS, adapter).texts == many[:3]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(dtype, marks=pytest.mark.skipif(not can_pack(dtype), reason="no packed products"))
+        for dtype in (torch.float32, torch.bfloat16)
+    ],
+)
 def test_the_laid_out_decoder_gives_the_models_own_hidden_states(base, adapter, dtype):
     """Of the base model, of an adapter after it, of another one after that: none is taken for another's."""
     own = replace(base, model=copy.deepcopy(base.model).to(dtype))
@@ -117,14 +123,16 @@ def test_the_laid_out_decoder_gives_the_models_own_hidden_states(base, adapter, 
     assert torch.equal(last[0], last[3]) and not torch.allclose(last[1], last[2], atol=0.1)
 
 
-def test_a_decoder_is_laid_out_only_for_layers_that_it_computes(base):
-    """A layer that scales its attention has all the parts of a plain one."""
-    model = copy.deepcopy(base.model)
-    assert can_lay_out(model, 200)
-    model.model.layers[2].self_attn.o_proj.register_forward_hook(lambda module, args, found: 1.1 * found)
-    assert not can_lay_out(model, 200)
-    del model.model.layers[2].mlp.up_proj
-    assert not can_lay_out(model, 200)
+def test_a_fully_tuned_model_is_sampled_as_it_is(base, monkeypatch):
+    """Through the decoder and without it; also where an adapter's whole weights change the head."""
+    tuned = tune(base, ["what a day", "no"], TuningSettings(method="full", layers=2, learning_rate=1e-2), seed=0)
+    head = base.model.lm_head.weight.detach()
+    other = Adapter({**tuned.weights, "lm_head.weight": head.flip(0)}, None)
+    fast = [sample_comments(base, 6, 1, SETTINGS, each).texts for each in (None, tuned, other, None)]
+    monkeypatch.setattr("point_in_space_sim.engine.base_model.can_lay_out", lambda model: False)
+    plain = replace(base)  # knows nothing of the first
+    assert fast == [sample_comments(plain, 6, 1, SETTINGS, each).texts for each in (None, tuned, other, None)]
+    assert base.can_be_laid_out and not plain.can_be_laid_out and fast[0] != fast[1] != fast[2]
 
 
 def test_seed_decides_the_texts(base, adapter):

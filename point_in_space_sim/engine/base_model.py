@@ -107,7 +107,7 @@ class BaseModel:
     @cached_property
     def can_be_laid_out(self) -> bool:
         """Whether sampling can go through decoding.py's decoder."""
-        return self.has_plain_layers and can_lay_out(self.model, self.vocabulary)
+        return self.has_plain_layers and can_lay_out(self.model)
 
     @cached_property
     def laid_out(self) -> Kept:

@@ -1,17 +1,18 @@
-"""A model's decoder laid out for one token a row: fewer, wider products, on weights that are rearranged once.
+"""A Llama's decoder laid out for one token a row: fewer, wider products, on weights that are rearranged once.
 
 A CPU's products rearrange a weight at every call, which with few rows takes as long as the product itself; and with few
-rows the number of calls counts. `can_lay_out` finds out whether that gives a model's own hidden states.
+rows the number of calls counts. Layers of other classes, however alike, go through run_layers.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
-from point_in_space_sim.engine.guard import is_out_of_memory
-from point_in_space_sim.engine.layers import KeyValueCache, grouped_query_attention, run_layers
+from point_in_space_sim.engine.layers import KeyValueCache, grouped_query_attention
 
 ROWS = 24  # that the layout is chosen for; it serves any number of them
 Linear = tuple[torch.Tensor, torch.Tensor | None]
@@ -20,7 +21,7 @@ Linear = tuple[torch.Tensor, torch.Tensor | None]
 
 @dataclass(frozen=True)
 class Layer:
-    """A Llama-like decoder layer. module: its own, for norms and activation."""
+    """module: the model's own, for its norms and its activation."""
 
     module: Any
     query_key_value: Linear
@@ -39,36 +40,34 @@ Kept = dict[int | str, Any]
 """Layers by their numbers, and the head, that are laid out for all adapters."""
 
 
-@torch.inference_mode()
-def can_lay_out(model: Any, vocabulary: int) -> bool:
-    """Whether a step from random tokens below `vocabulary` gives the same as the model's own layers; not on a GPU."""
-    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    start, more = torch.randint(vocabulary, (2, 3), generator=torch.Generator().manual_seed(0))
+def can_lay_out(model: Any) -> bool:
+    """Whether it is on a CPU that has products with packed weights, and all its layers are Llama's."""
+    return (
+        model.device.type == "cpu"
+        and all(type(layer) is LlamaDecoderLayer for layer in model.model.layers)
+        and all(type(layer.self_attn) is LlamaAttention and type(layer.mlp) is LlamaMLP for layer in model.model.layers)
+        and can_pack(model.dtype)
+    )
+
+
+@lru_cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether torch has oneDNN's products, as its compiler uses them, for this type and processor."""
+    weight = (torch.arange(64 * 32) % 7 - 3).to(dtype).view(64, 32)
+    x = (torch.arange(3 * 32) % 5 - 2).to(dtype).view(3, 32)
     try:
-        decoder = lay_out(model)
-        caches = KeyValueCache(), KeyValueCache()
-        for cache in caches:
-            hidden, at = model.model.embed_tokens(start)[:, None], torch.zeros(1, 1, dtype=torch.long)
-            run_layers(model, hidden, at, cache=cache)
-            cache.length = 1
-        hidden = model.model.embed_tokens(more)
-        found = decode(decoder, model, hidden, caches[0])
-        own = run_layers(model, hidden[:, None], at + 1, cache=caches[1])[:, 0]
-        pairs = (found, own), (head(decoder, own), model.lm_head(own))
-    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
-        if is_out_of_memory(error):
-            raise
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        return torch.equal(_product((packed, None), x), x @ weight.T)  # whole numbers: without rounding
+    except (RuntimeError, AttributeError):
         return False
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
-    return all(bool((a.float() - b.float()).norm() <= tolerance * b.float().norm()) for a, b in pairs)
 
 
 def lay_out(model: Any, changed: Collection[str] = (), kept: Kept | None = None) -> Decoder:
     """The decoder of a model with the weights that it has now.
 
-    changed: names of its parameters that an adapter has changed; what holds none of them is kept in `kept`, or taken
-    from there. Without any, nothing is kept but the head: a base model is sampled now and then only.
+    changed: names of all its parameters that are not the base model's now; what holds none of them is kept in `kept`,
+    or taken from there. Without any, nothing is kept but the head, and all layers are laid out for this time only: a
+    base model is sampled now and then.
     """
     kept = {} if kept is None else kept
     tuned = {int(name.split(".")[2]) for name in changed if name.startswith("model.layers.")}
@@ -78,7 +77,7 @@ def lay_out(model: Any, changed: Collection[str] = (), kept: Kept | None = None)
         layers.append(layer or _layer(module))
         if changed and number not in tuned:
             kept[number] = layers[-1]
-    if not {"lm_head.weight", "model.embed_tokens.weight"}.isdisjoint(changed):
+    if any(name.startswith(("lm_head.", "model.embed_tokens.")) for name in changed):  # the two may be tied
         return Decoder(layers, _linear(model.lm_head))
     if "head" not in kept:
         kept["head"] = _linear(model.lm_head)
