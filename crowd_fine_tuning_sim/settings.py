@@ -71,9 +71,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "budget": 6,
         "samples": 6,
         "epochs": 1,
-        "max_new_tokens": 24,
+        "max_new_tokens": 16,
         "scoring": ("marginal", "attributed"),
-        "jobs": 1,
     },
     "reference": {
         "target_emotion": ("joy", "fear", "gratitude"),
