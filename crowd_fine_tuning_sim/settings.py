@@ -66,10 +66,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "num_users": 3,
         "kinds": ("on", "half", "off"),
-        "texts_per_user": 5,
+        "texts_per_user": 4,
         "num_rounds": 2,
-        "budget": 6,
-        "samples": 6,
+        "budget": 4,
+        "samples": 4,
         "epochs": 1,
         "max_new_tokens": 16,
         "scoring": ("marginal", "attributed"),
