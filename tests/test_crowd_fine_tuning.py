@@ -308,7 +308,7 @@ def test_people_who_lie_together_are_told_apart_in_their_figure():
     axes = figure.axes[0].get_window_extent()
     assert all(not legend.get_window_extent().overlaps(axes) for legend in figure.legends)
     listed = [text.get_text() for text in figure.legends[1].get_texts()]
-    assert listed[0] == "1 a name that is longer than … (on): -0.200" and listed[1].startswith("2 $x_1$ (off)")
+    assert listed[0] == "1 a name that is longer than … (on): −0.200" and listed[1].startswith("2 $x_1$ (off)")
 
 
 HONEST = tuple(Person(f"p{k}", "on", own) for k, own in enumerate(PEOPLE))
