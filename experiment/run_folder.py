@@ -31,7 +31,6 @@ from experiment.files import ROOT, replace_atomically, sha256_file
 PARTS = ".parts"
 LOCK = ".lock"
 IDENTITY, SESSIONS = "identity.json", "sessions.json"
-WEIGHTS = "adapters/"
 RECORD_OF_THE_RUN = (
     *("python", "packages", "git_commit", "git_dirty", "machine", "command"),
     *("earlier_commits", "seconds"),
@@ -88,13 +87,8 @@ class RunFolder:
             **facts,
             **provenance(),
             "earlier_commits": self.commits[:-1],
-            "outputs_sha256": self._left_behind() | output_hashes(self.path),
+            "outputs_sha256": output_hashes(self.path),
         }
-
-    def _left_behind(self) -> dict[str, str]:
-        """Hashes of the weights that a finished run was handed on without, to which something is added."""
-        held = read_record(self.path).get("outputs_sha256", {}) if self.finished else {}
-        return {name: h for name, h in held.items() if name.startswith(WEIGHTS) and not (self.path / name).exists()}
 
     def finish(self, record: dict[str, Any]) -> None:
         """Writes run.json, the mark of a complete run, and removes all parts."""
@@ -118,7 +112,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def output_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of a run's tables, weights and finished games or cases, by their path in the folder."""
-    patterns = ("*.csv", "*.csv.gz", "[!.]*/[!.]*.npz", f"{WEIGHTS}**/*.safetensors")
+    patterns = ("*.csv", "*.csv.gz", "[!.]*/[!.]*.npz", "adapters/**/*.safetensors")
     paths = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
 

@@ -9,7 +9,6 @@ Exit code 0: all agrees. 1: something differs. 2: a folder holds no finished run
 import importlib
 import inspect
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,11 +37,12 @@ def verify_run(folder: str | Path, *, own_code: bool = False) -> tuple[Differenc
     verify: Callable[..., tuple[Differences, Unchecked]]
     verify = importlib.import_module(f"{experiment}.verification").verify
     outputs = dict(record.get("outputs_sha256", {}))
-    # Parts too large to be handed on with the tables are left out as folders.
-    absent = [name for name in outputs if "/" in name and not (folder / name).parent.exists()]
-    by_part = Counter(name.partition("/")[0] for name in absent)
-    left_out = [f"{part}: {n} file{'s are' if n > 1 else ' is'} not here" for part, n in sorted(by_part.items())]
-    outputs = {name: digest for name, digest in outputs.items() if name not in absent}
+    left_out = []
+    for part in sorted({name.partition("/")[0] for name in outputs if "/" in name}):
+        if not (folder / part).exists():  # too large to be handed on with the tables
+            own = [name for name in outputs if name.startswith(f"{part}/")]
+            left_out.append(f"{part}: {len(own)} file{'s are' if len(own) > 1 else ' is'} not here")
+            outputs = {name: digest for name, digest in outputs.items() if name not in own}
     missing, differences = compare_outputs(folder, outputs)
     if missing:  # without a table nothing can be recomputed
         return missing, ["numbers: recomputed only where all tables are there"]

@@ -19,6 +19,7 @@ from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.engine.assets import cache_folder, model_folder
 from point_in_space_sim.engine.base_model import load_base_model
+from point_in_space_sim.engine.decoding import can_pack
 from point_in_space_sim.engine.fine_tuning import encode_comment, tune
 from point_in_space_sim.engine.guard import one_line
 from point_in_space_sim.engine.rehearsal import rehearse
@@ -76,11 +77,17 @@ def test_architectures_are_taken_on_the_right_path(architecture, mapper, tmp_pat
     folder = save_tiny_model(tmp_path, architecture, **own)
     base = load(folder, torch.bfloat16)
     assert base.has_plain_layers == load(folder).has_plain_layers == (architecture in PLAIN)
-    assert load(folder).can_be_laid_out == (architecture == "llama")
+    assert load(folder).can_be_laid_out == (architecture == "llama" and can_pack(torch.float32))
     before = torch.random.get_rng_state()
     rehearse(base, mapper, TEXTS, TUNING, SAMPLING)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert {parameter.dtype for parameter in base.model.parameters()} == {torch.bfloat16}
+
+
+def test_biases_are_no_part_of_the_laid_out_decoder(tmp_path):
+    for name in ("attention_bias", "mlp_bias"):
+        base = load(save_tiny_model(tmp_path / name, "llama", **{name: True}))
+        assert base.has_plain_layers and not base.can_be_laid_out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

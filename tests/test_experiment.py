@@ -4,13 +4,11 @@ import errno
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,7 @@ from experiment.command_line import check_name, check_range, named_function
 from experiment.errors import InputError
 from experiment.files import replace_atomically, sha256_file
 from experiment.parallel import parallel_map
-from experiment.run_folder import load_arrays, open_run, read_record, save_arrays
+from experiment.run_folder import load_arrays, open_run, save_arrays
 from experiment.tables import LARGE, read_table, write_lines, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,25 +290,6 @@ def test_errors_of_a_task_arrive_as_they_are(jobs):
 def test_clusters_that_are_not_there(backend, scheduler, told):
     with pytest.raises(InputError, match=told):
         list(parallel_map(squared, [1, 2], backend=backend, scheduler=scheduler))
-
-
-def test_a_run_that_is_added_to_keeps_the_hashes_of_weights_that_a_clone_lacks(tmp_path):
-    def weights(name):
-        path = tmp_path / "run" / "adapters" / name / "adapter.safetensors"
-        path.parent.mkdir(parents=True)
-        path.write_text(name)
-        return path
-
-    with opened(tmp_path / "run") as run:
-        first = weights("first")
-        run.finish(run.record())
-    shutil.rmtree(first.parent)
-    with opened(tmp_path / "run") as run:
-        assert run.finished
-        second = weights("second")
-        run.finish(run.record())
-    hashes = {f"adapters/{name}/adapter.safetensors": sha256(name.encode()).hexdigest() for name in ("first", "second")}
-    assert read_record(tmp_path / "run")["outputs_sha256"] == hashes and second.exists()
 
 
 # ------------------------------------------------------------------ command line helpers

@@ -123,6 +123,7 @@ def test_the_laid_out_decoder_gives_the_models_own_hidden_states(base, adapter, 
     assert torch.equal(last[0], last[3]) and not torch.allclose(last[1], last[2], atol=0.1)
 
 
+@pytest.mark.skipif(not can_pack(torch.float32), reason="no packed products")
 def test_a_fully_tuned_model_is_sampled_as_it_is(base, monkeypatch):
     """Through the decoder and without it; also where an adapter's whole weights change the head."""
     tuned = tune(base, ["what a day", "no"], TuningSettings(method="full", layers=2, learning_rate=1e-2), seed=0)

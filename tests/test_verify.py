@@ -177,14 +177,12 @@ def test_bytes_and_files_that_are_not_the_runs(copy, capsys):
 
 def test_tables_can_be_handed_on_alone(copy):
     folder = copy("point")
-    adapters = list(folder.glob("adapters/**/*.safetensors"))
-    shutil.rmtree(adapters[0].parent)
-    assert verify_run(folder) == ([], ["adapters: 1 file is not here"])
+    count = len(list(folder.glob("adapters/**/*.safetensors")))
     for name in ("adapters", "training", "games"):
         shutil.rmtree(folder / name)
     differences, unchecked = verify_run(folder)
     assert differences == []
-    gone = [f"adapters: {len(adapters)} files are not here", "games: 1 file is not here"]
+    gone = [f"adapters: {count} files are not here", "games: 1 file is not here"]
     assert unchecked == [*gone, "training: what variants were tuned on is not here"]
 
 

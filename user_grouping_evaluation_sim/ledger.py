@@ -59,7 +59,7 @@ FORM = Form(
     ),
 )
 """Of this experiment's."""
-CLOSE = 1e-5  # relative: weights that differ by less do so by rounding errors of other machines
+CLOSE = 1e-6  # relative: weights that differ by less do so by rounding errors of other machines
 NOTHING = 1e-9  # the same of weights near 0
 MOST_NUMBERS = 10_000_000  # members and weights; a longer ledger is not written: of 100,000 users it would be 0.1 GB
 

@@ -15,25 +15,23 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from point_in_space_sim.engine.layers import KeyValueCache, grouped_query_attention
 
 ROWS = 24  # that the layout is chosen for; it serves any number of them
-Linear = tuple[torch.Tensor, torch.Tensor | None]
-"""A packed weight and a bias."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """module: the model's own, for its norms and its activation."""
+    """module: the model's own, for its norms and its activation. The others: packed weights."""
 
     module: Any
-    query_key_value: Linear
-    output: Linear
-    gate_up: Linear
-    down: Linear
+    query_key_value: torch.Tensor
+    output: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Decoder:
     layers: Sequence[Layer]
-    head: Linear
+    head: torch.Tensor
 
 
 Kept = dict[int | str, Any]
@@ -41,11 +39,12 @@ Kept = dict[int | str, Any]
 
 
 def can_lay_out(model: Any) -> bool:
-    """Whether it is on a CPU that has products with packed weights, and all its layers are Llama's."""
+    """Whether it is on a CPU that has products with packed weights, and all its layers are Llama's, without biases."""
     return (
         model.device.type == "cpu"
         and all(type(layer) is LlamaDecoderLayer for layer in model.model.layers)
         and all(type(layer.self_attn) is LlamaAttention and type(layer.mlp) is LlamaMLP for layer in model.model.layers)
+        and not (model.config.attention_bias or model.config.mlp_bias)
         and can_pack(model.dtype)
     )
 
@@ -57,7 +56,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     x = (torch.arange(3 * 32) % 5 - 2).to(dtype).view(3, 32)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        return torch.equal(_product((packed, None), x), x @ weight.T)  # whole numbers: without rounding
+        return torch.equal(_product(packed, x), x @ weight.T)  # whole numbers: without rounding
     except (RuntimeError, AttributeError):
         return False
 
@@ -92,7 +91,7 @@ def decode(decoder: Decoder, model: Any, hidden: torch.Tensor, cache: KeyValueCa
         attention = layer.module.self_attn
         heads = _product(layer.query_key_value, layer.module.input_layernorm(hidden))
         heads = heads.view(rows, -1, attention.head_dim)
-        queries = layer.output[0].shape[1] // attention.head_dim
+        queries = layer.output.shape[1] // attention.head_dim
         keys = (heads.shape[1] - queries) // 2
         turned = heads[:, : queries + keys]
         first, second = turned.chunk(2, dim=-1)
@@ -121,15 +120,13 @@ def _layer(module: Any) -> Layer:
     )
 
 
-def _linear(*modules: torch.nn.Linear) -> Linear:
-    """Several maps of one input as one."""
+def _linear(*modules: torch.nn.Linear) -> torch.Tensor:
+    """The packed weight of several maps of one input."""
     weight = torch.cat([module.weight.detach() for module in modules])
-    biases = [module.bias.detach() for module in modules if module.bias is not None]
-    if biases and len(biases) < len(modules):
-        raise ValueError("some have a bias")
-    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), torch.cat(biases) if biases else None
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return packed
 
 
-def _product(linear: Linear, x: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, *linear, "none", [], "")
+def _product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return found
