@@ -88,6 +88,7 @@ def main(settings: Settings) -> None:
     if longer := rehearse(base, mapper, texts, tuning, sampling):
         tell(f"{longer} of {len(texts)} texts are longer than --max-new-tokens {sampling.max_new_tokens}")
     identity = identity_of(settings, base, mapper, source)
+    dtype = identity.pop("dtype")  # a case's own: those that are finished may have been played on another machine
     keys = case_keys(settings.target_emotion, settings.num_crowds, settings.num_seeds, settings.seed)
     cases = [Case(crowd, number, seed) for crowd, (_, number, seed) in zip(cycle(crowds), keys, strict=False)]
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
@@ -95,13 +96,14 @@ def main(settings: Settings) -> None:
             tell(f"already complete: {folder} (--overwrite runs it again)")
             return
         run.write_sessions()  # a finished run to which something is added has none
+        parts = run.part_path(dtype)
         engine = engine_of(settings, device, tuning, sampling, settings.samples)
         del base
         leave_models_to_workers(settings)
         with run.stage("in-run values"):
-            value_in_run(run, settings, engine, cases)
+            value_in_run(run, parts, settings, engine, cases)
         with run.stage("competition and retraining"):
-            play_cases(run, settings, engine, mapper, cases)
+            play_cases(run, parts, settings, engine, mapper, cases)
         with run.stage("tables"):
             played = with_other_seeds([finished(run, settings, case) for case in cases])
             tables = run_tables(settings, played)
@@ -114,7 +116,8 @@ def main(settings: Settings) -> None:
         with run.stage("figures"):
             drawn = write_figures(run.path, tables, played)
         page = report_page(settings, tables, drawn, played)
-        finish_with_report(run, page, **extent_of(settings), answer=answer_of(tables))
+        dtypes = dtypes_of(run, cases)
+        finish_with_report(run, page, **extent_of(settings), dtype=dtypes, answer=answer_of(tables))
     tell(f"results in {folder}: {page.answer[0]}")
 
 
@@ -222,10 +225,19 @@ def finished(run: RunFolder, settings: Settings, case: Case) -> Played:
     return played_case(settings, case, arrays)
 
 
-def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequence[Case]) -> None:
-    """In-run values of the people, a part a case, made where models are made."""
-    paths = (saved, in_run_part)
-    missing = [case for case in cases if all(load_arrays(path(run, case)) is None for path in paths)]
+def dtypes_of(run: RunFolder, cases: Sequence[Case]) -> dict[str, str]:
+    """By case: the numbers in which its models were made and judged."""
+    held = read_record(run.path)["dtype"] if run.finished else None  # of cases that were saved before they said it
+    return {case.name: str((load_arrays(saved(run, case)) or {}).get("played/dtype", held)) for case in cases}
+
+
+def value_in_run(run: RunFolder, parts: Path, settings: Settings, engine: Engine, cases: Sequence[Case]) -> None:
+    """In-run values of the people, a part a case, made where models are made.
+
+    parts: the folder of this run's unfinished work in this machine's dtype, whose name it has.
+    """
+    missing = [case for case in cases if load_arrays(saved(run, case)) is None]
+    missing = [case for case in missing if load_arrays(in_run_part(parts, case)) is None]
     values = parallel_map(
         partial(in_run_values, engine),
         missing,
@@ -236,7 +248,7 @@ def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequ
     )
     with closing(values):
         for case, found in zip(missing, values, strict=True):
-            save_arrays(in_run_part(run, case), {"values": found})
+            save_arrays(in_run_part(parts, case), {"values": found})
 
 
 def in_run_values(engine: Engine, case: Case) -> np.ndarray:
@@ -248,16 +260,18 @@ def in_run_values(engine: Engine, case: Case) -> np.ndarray:
     return tune_in_run(base, texts, validation, engine.tuning, case.streams("retraining")).values
 
 
-def in_run_part(run: RunFolder, case: Case) -> Path:
-    return run.part_path(f"{case.name}-in-run.npz")
+def in_run_part(parts: Path, case: Case) -> Path:
+    return parts / f"{case.name}-in-run.npz"
 
 
-def play_cases(run: RunFolder, settings: Settings, engine: Engine, mapper: Mapper, cases: Sequence[Case]) -> None:
+def play_cases(
+    run: RunFolder, parts: Path, settings: Settings, engine: Engine, mapper: Mapper, cases: Sequence[Case]
+) -> None:
     """Plays what is not saved yet, case by case; each case's competitions and retraining side by side."""
     missing = [case for case in cases if load_arrays(saved(run, case)) is None]
     work = work_of(settings)
     total = len(missing) * (work.tuned * engine.tuning.epochs + work.sampled)
-    scratch = run.part_path("models")
+    scratch = parts / "models"
     with (
         tqdm(total=total, unit=" texts", dynamic_ncols=True, smoothing=0.05, disable=not missing) as bar,
         fulfilment(
@@ -275,10 +289,10 @@ def play_cases(run: RunFolder, settings: Settings, engine: Engine, mapper: Mappe
             bar.set_description(f"{case.name}, {number} of {len(missing)}")
             plays = plays_of(settings, case)
             done = play_together(plays, fulfil)
-            in_run = load_arrays(in_run_part(run, case))
+            in_run = load_arrays(in_run_part(parts, case))
             assert in_run is not None, "the stage before saved it"
             own = {name.removeprefix(f"{case.name}-"): arrays for name, arrays in done.items()}
-            own |= {"crowd": crowd_arrays(case.crowd), "in_run": in_run}
+            own |= {"crowd": crowd_arrays(case.crowd), "in_run": in_run, "played": {"dtype": np.array(parts.name)}}
             save_arrays(
                 saved(run, case), {f"{of}/{name}": a for of, arrays in own.items() for name, a in arrays.items()}
             )
