@@ -36,6 +36,7 @@ from crowd_fine_tuning_sim.results import answer_of, run_tables
 from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of, retrained_coalitions
 from experiment.command_line import NOT_IDENTITY, naming, tell
 from experiment.errors import InputError
+from experiment.figures import no_figures
 from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
@@ -114,7 +115,7 @@ def main(settings: Settings) -> None:
                 lines = ledger_lines(run.identity | extent_of(settings), accounts, LEDGER)
                 write_lines(lines, run.path, "ledger", large=numbers_in(accounts) > LARGE)
         with run.stage("figures"):
-            drawn = write_figures(run.path, tables, played)
+            drawn = write_figures(run.path, tables, played) if settings.figures else no_figures(run.path)
         page = report_page(settings, tables, drawn, played)
         dtypes = dtypes_of(run, cases)
         finish_with_report(run, page, **extent_of(settings), dtype=dtypes, answer=answer_of(tables))

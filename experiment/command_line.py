@@ -34,6 +34,8 @@ class CommonSettings:
     """Replace the run that the folder holds."""
     resume: bool = True
     """Go on with an unfinished run of the same settings."""
+    figures: bool = True
+    """Draw the figures. They take seconds, which count in sweeps of many small runs."""
     backend: str = "loky"
     """Where work runs: loky, threading, dask or ray."""
     scheduler: str | None = None
@@ -43,7 +45,7 @@ class CommonSettings:
 
 
 # These do not decide the results, so a run may be resumed with others.
-NOT_IDENTITY = ("output_dir", "jobs", "overwrite", "resume", "backend", "scheduler", "dry_run")
+NOT_IDENTITY = ("output_dir", "jobs", "overwrite", "resume", "figures", "backend", "scheduler", "dry_run")
 
 
 # torch's exceptions, on CUDA and on the CPU, which this module does not import.

@@ -50,6 +50,13 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
         legend.remove()
 
 
+def no_figures(folder: Path) -> list[str]:
+    """Removes what a run's folder has of before it was added to; gives the names of the figures that are there."""
+    for path in (*folder.glob("*.png"), *folder.glob("*.pdf")):
+        path.unlink()
+    return []
+
+
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
     """Writes name.png (150 dots an inch) and name.pdf, without dates, so that equal data give equal bytes."""
     for ending, options in (

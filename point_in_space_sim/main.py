@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from experiment.command_line import NOT_IDENTITY, naming, tell
 from experiment.errors import InputError
-from experiment.files import ROOT
+from experiment.figures import no_figures
+from experiment.files import ROOT, replace_atomically
 from experiment.parallel import reach_cluster
 from experiment.report import finish_with_report
 from experiment.run_folder import RunFolder, open_run, read_record, shared_path
@@ -36,7 +37,7 @@ from point_in_space_sim.engine.variants import (
     leave_models_to_workers,
 )
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
-from point_in_space_sim.plots import write_figures
+from point_in_space_sim.plots import comments_page, write_figures
 from point_in_space_sim.pool import Pool, find_users, neighbourhood_pool, users_pool
 from point_in_space_sim.protocols import Draw, Game, Work, derived_seed, play, work_of
 from point_in_space_sim.report_page import report_page
@@ -113,7 +114,7 @@ def main(settings: Settings) -> None:
                 tables = results.game_tables(games[game], game.pool, corpus.texts, vectors, game.seed, drawn)
                 results.save_game(saved(run.path, game), tables)
                 shutil.rmtree(run.part_path("games") / game.name, ignore_errors=True)
-            summary = write_results(run, seeds, Path(settings.base_model).name, mapper.name, sources_of(settings))
+            summary = write_results(run, settings, seeds, mapper.name)
     tell(f"results in {folder}: {results.answer_in_words(summary)}")
 
 
@@ -301,13 +302,12 @@ def write_training(drawn: Sequence[tuple[Draw, Sampled]], folder: Path, prefix: 
                 write_chat_jsonl(model.texts, folder / name, prompt)
 
 
-def write_results(
-    run: RunFolder, seeds: Sequence[int], base_model: str, mapper: str, sources: dict[str, str]
-) -> pd.DataFrame:
+def write_results(run: RunFolder, settings: Settings, seeds: Sequence[int], mapper: str) -> pd.DataFrame:
     """All of the run's tables, figures and pages from its finished games, and run.json last: they are complete.
 
-    base_model, mapper: their names. Gives the summary.
+    mapper: its name. Gives the summary.
     """
+    base_model = Path(settings.base_model).name
     with run.stage("tables"):
         targets = results.finished_targets(run.path / "games", seeds)
         tables = results.run_tables(list(targets.values()))
@@ -316,8 +316,11 @@ def write_results(
     with run.stage("figures"):
         caption = f"base model {base_model}, mapper {mapper}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         shown = {name: table for name, table in tables.items() if name != "users"}
-        write_figures(run.path, **shown, caption=caption)
-    page = report_page(**shown, base_model=base_model, mapper=mapper)
+        drawn = write_figures(run.path, **shown, caption=caption) if settings.figures else no_figures(run.path)
+        with replace_atomically(run.path / "comments.md") as temporary:
+            page_of = comments_page(tables["comments"], tables["neighbourhoods"], caption)
+            temporary.write_text(page_of, encoding="utf-8")
+    page = report_page(**shown, drawn=drawn, base_model=base_model, mapper=mapper)
     answer = results.answer_of(tables["summary"])
-    finish_with_report(run, page, emotions=list(targets), answer=answer, sources=sources)
+    finish_with_report(run, page, emotions=list(targets), answer=answer, sources=sources_of(settings))
     return tables["summary"]

@@ -16,7 +16,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 
 from experiment.figures import COLOURS, MARKERS, new_figure, save_figure
-from experiment.files import replace_atomically
 from experiment.statistics import mean_interval
 from point_in_space_sim.corpus import EMOTIONS
 from point_in_space_sim.measures import MEASURES
@@ -43,8 +42,8 @@ def write_figures(
     neighbourhoods: pd.DataFrame,
     summary: pd.DataFrame,
     caption: str,
-) -> None:
-    """All figures as .png and .pdf, and comments.md. caption: base model, mapper and so on, named on each."""
+) -> list[str]:
+    """Draws all figures, each as .png and .pdf; gives the names. caption: base model, mapper and so on, on each."""
     figures = {
         "competition": competition_figure(summary),
         "generations": generations_figure(generations, summary),
@@ -56,8 +55,7 @@ def write_figures(
     for name, figure in figures.items():
         figure.supxlabel(_plain(caption), fontsize=6.5, color="#555555", x=0.995, ha="right")
         save_figure(figure, folder, name)
-    with replace_atomically(folder / "comments.md") as temporary:
-        temporary.write_text(comments_page(comments, neighbourhoods, caption), encoding="utf-8")
+    return list(figures)
 
 
 def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Figure:

@@ -1,5 +1,6 @@
 """What report.html says of a run: the question, the answer, the captions, the tables and the sampled comments."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -96,10 +97,11 @@ def report_page(
     generations: pd.DataFrame,
     neighbourhoods: pd.DataFrame,
     summary: pd.DataFrame,
+    drawn: Sequence[str],
     base_model: str,
     mapper: str,
 ) -> Page:
-    """From the run's tables. base_model, mapper: their names."""
+    """From the run's tables. drawn: its figures' names. base_model, mapper: their names."""
     targets, seeds = len(summary), comments["seed"].nunique()
     multi = generations[(generations["protocol"] == "multi") & (generations["role"] == "selection")]
     variants = multi.groupby(["emotion", "seed", "generation"]).size().max()
@@ -123,7 +125,7 @@ def report_page(
             + ("; ".join(PROTOCOLS[name].title for name in others) or "nothing else")
             + ".",
         ],
-        figures=FIGURES,
+        figures=[figure for figure in FIGURES if figure.name in drawn],
         tables=[
             levels_table(summary),
             differences_table(summary),

@@ -37,6 +37,7 @@ from crowd_fine_tuning_sim.settings import Settings
 from crowd_fine_tuning_sim.text_world import Streams, TextWorld, draw_texts
 from crowd_fine_tuning_sim.verification import check_shapley
 from experiment.errors import InputError
+from experiment.run_folder import load_arrays, output_hashes, save_arrays
 from experiment.verify import verify_run
 from point_in_space_sim.engine.recipes import Request, Sampled, Tuned, name_of
 from tests.tiny_models import save_tiny_world
@@ -443,14 +444,19 @@ def arguments(world, output, *more):
 
 @pytest.fixture(scope="module")
 def call(warm, world):
-    def called(output, *more, check=0):
+    def called(output, *more, check=0, figures=False):
         """(output, errors)"""
         environment = {"XDG_CACHE_HOME": world / "cache"}
-        code, said, errors = warm.call("crowd_fine_tuning_sim", arguments(world, output, *more), world, environment)
+        given = arguments(world, output, *more)
+        code, said, errors = warm.call("crowd_fine_tuning_sim", given, world, environment, figures=figures)
         assert code == check, errors[-2000:]
         return said, errors
 
     return called
+
+
+def cases(folder):
+    return sorted((folder / "cases").glob("*.npz"))
 
 
 def tables(folder):
@@ -459,7 +465,7 @@ def tables(folder):
 
 @pytest.fixture(scope="module")
 def run(world, call):
-    call(world / "run", "--num-seeds", 2)
+    call(world / "run", "--num-seeds", 2, figures=True)
     return world / "run"
 
 
@@ -541,6 +547,8 @@ def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, tmp_pa
     held = case.read_bytes()
     call(folder, "--num-seeds", 2)
     assert tables(folder) == tables(run) != one and case.read_bytes() == held
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert len(set(record["dtype"].values())) == 1 and list(record["dtype"]) == [path.stem for path in cases(folder)]
     assert verify_run(folder) == ([], []) and not (folder / ".parts").exists()
     for fewer in (("--num-seeds", 1), ("--target-emotion", "fear")):
         assert "too: name it too (targets, crowds, seeds), or choose another" in call(folder, *fewer, check=2)[1]
@@ -548,6 +556,26 @@ def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, tmp_pa
     errors = call(folder, "--num-seeds", 3, check=2)[1]
     assert "cases/joy-crowd-1-seed-0.npz: is not as the run wrote it" in errors
     assert tables(folder) == tables(run)
+
+
+def test_cases_of_another_precision_are_added_to(call, run, tmp_path):
+    """As a machine without bfloat16 goes on with a run of one that has it, before and after cases say it."""
+    folder = tmp_path / "moved"
+    call(folder)
+    (case,) = cases(folder)
+    arrays = dict(load_arrays(case))
+    native = str(arrays["played/dtype"])
+    for number, (added, record_dtype) in enumerate(((None, "float16"), ("float16", {case.stem: "float16"}))):
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        arrays.pop("played/dtype", None)
+        save_arrays(copy / "cases" / case.name, arrays | ({"played/dtype": np.array(added)} if added else {}))
+        record = json.loads((copy / "run.json").read_text(encoding="utf-8")) | {"dtype": record_dtype}
+        (copy / "run.json").write_text(json.dumps(record | {"outputs_sha256": output_hashes(copy)}))
+        assert "already complete" in call(copy)[0]
+        call(copy, "--num-seeds", 2)
+        record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+        assert record["dtype"] == {"joy-crowd-1-seed-0": "float16", "joy-crowd-1-seed-1": native}
+        assert tables(copy) == tables(run) and verify_run(copy) == ([], [])
 
 
 def test_tables_are_recomputed_from_the_cases(run, tmp_path):
@@ -576,7 +604,7 @@ def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, warm, call, run,
     code, *_ = warm.call(
         "crowd_fine_tuning_sim", command, world, environment, send=signal.SIGKILL, parts=(8, folder)
     )  # two parts of in-run values, and samples
-    assert code == -signal.SIGKILL and len(list(folder.glob(".parts/models/*/samples/*.npz"))) >= 5
+    assert code == -signal.SIGKILL and len(list(folder.glob(".parts/*/models/*/samples/*.npz"))) >= 5
     assert not (folder / "run.json").exists()
     call(folder, "--num-seeds", 2, "--jobs", 2)
     assert tables(folder) == tables(run)

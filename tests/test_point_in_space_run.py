@@ -34,7 +34,7 @@ def world(tmp_path_factory):
     return save_tiny_world(tmp_path_factory.mktemp("world"))
 
 
-def arguments(world, output, *more):
+def arguments(world, output, *more, figures):
     options = {
         "--base-model": world / "llama",
         "--mapper": world / "roberta",
@@ -51,12 +51,13 @@ def arguments(world, output, *more):
         "--output-dir": output,
     }
     given = [str(part) for option in options.items() for part in option]
+    given += [] if figures else ["--no-figures"]
     return [str(ROOT / "point_in_space_sim" / "run.py"), *given, *map(str, more)]
 
 
-def run_here(monkeypatch, world, output, *more):
-    """Exit code of the script in this process."""
-    monkeypatch.setattr(sys, "argv", arguments(world, output, *more))
+def run_here(monkeypatch, world, output, *more, figures=False):
+    """Exit code of the script in this process. figures: draw them, which takes longer than all else."""
+    monkeypatch.setattr(sys, "argv", arguments(world, output, *more, figures=figures))
     monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
     return run_script("point_in_space_sim.main", run_module.Settings, run_module.PRESETS, run_module.__doc__)
 
@@ -64,7 +65,7 @@ def run_here(monkeypatch, world, output, *more):
 def start(world, output, *more):
     environment = {**os.environ, "XDG_CACHE_HOME": str(world / "cache")}
     return subprocess.Popen(
-        [sys.executable, *arguments(world, output, *more)],
+        [sys.executable, *arguments(world, output, *more, figures=True)],
         cwd=world,
         env=environment,
         stdout=subprocess.PIPE,
@@ -221,7 +222,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(finished, world, monkey
     tuned = []
     tune = variants.tune
     monkeypatch.setattr(variants, "tune", lambda *given, **more: tuned.append(given) or tune(*given, **more))
-    assert run_here(monkeypatch, world, output) == 0
+    assert run_here(monkeypatch, world, output, figures=True) == 0
     # A rehearsal; 3 single, 3 shared, 3 each of two competitions, 3 chains and 3 averaged in the second generation.
     assert 1 < len(tuned) <= 1 + 18 - (len(made) - 1)
     assert content(output) == content(finished[0])
@@ -261,6 +262,9 @@ def test_finished_target_is_not_run_again_and_others_are_added(finished, world, 
     old = read_table(folder, "comments").query("emotion == 'joy'")
     assert old.to_csv(index=False, lineterminator="\n").encode() == before["comments.csv"]
     assert json.loads((folder / "run.json").read_text())["emotions"] == ["joy", "joy=0.7,fear=0.3"]
+    # Added without figures: those of joy alone are gone.
+    assert not [*folder.glob("*.png"), *folder.glob("*.pdf")] and (folder / "comments.md").exists()
+    assert "<img" in (finished[0] / "report.html").read_text() and "<img" not in (folder / "report.html").read_text()
 
 
 def test_a_run_that_was_handed_on_without_its_games(finished, world, monkeypatch, capsys, tmp_path):
@@ -293,7 +297,7 @@ def test_a_new_protocol_is_a_function_and_a_line(world, monkeypatch, tmp_path, c
     entry = Protocol(thirds, "thirds in their order", "thirds", against=("multi", "averaged"))
     monkeypatch.setitem(PROTOCOLS, "thirds", entry)
     options = ["--protocols", "thirds", "random_pick", "--generations", 1, "--neighbours", 9]
-    assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
+    assert run_here(monkeypatch, world, tmp_path / "run", *options, figures=True) == 0
     assert "; single, multi (1 x 3), random_pick, thirds; " in capsys.readouterr().out
     protocols = ["base", "single", "multi", "random_pick", "thirds"]
     comments, summary = read_table(tmp_path / "run", "comments"), read_table(tmp_path / "run", "summary")
@@ -389,6 +393,7 @@ def test_full_tuning_of_a_text_target(world, monkeypatch, tmp_path):
             2,
             "--learning-rate",
             1e-3,
+            figures=True,
         )
         == 0
     )

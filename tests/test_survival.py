@@ -142,7 +142,7 @@ def test_overwriting_that_was_cut_off_goes_on(run, undisturbed, tmp_path):
     shutil.copytree(undisturbed["grouping"], folder)
     (folder / ".parts").mkdir()
     (folder / "run.json").rename(folder / ".parts" / "identity.json")
-    for path in folder.glob("*.png"):
+    for path in folder.glob("r*.csv"):
         path.unlink()
     assert run(GROUPING, folder, *OWN, "--jobs", 1, "--overwrite")[0] == 0
     assert content(folder) == content(undisturbed["grouping"])

@@ -22,7 +22,6 @@ from scipy import stats
 from experiment.command_line import run_script
 from experiment.errors import InputError
 from experiment.parallel import parallel_map
-from user_grouping_evaluation_sim import main as main_module
 from user_grouping_evaluation_sim import sweep
 from user_grouping_evaluation_sim.incentives import STRATEGIES
 from user_grouping_evaluation_sim.metrics import METRICS
@@ -123,9 +122,8 @@ def main_here(here, *options):
     """The script's own main in this process, in the folder `here`; without figures, which take seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        patch.setattr(sys, "argv", ["run.py", *map(str, options)])
+        patch.setattr(sys, "argv", ["run.py", "--no-figures", *map(str, options)])
         patch.setattr(sys, "path", [*sys.path])  # named_function adds the current folder
-        patch.setattr(main_module, "figures_of", lambda *_: [])
         return run_script("user_grouping_evaluation_sim.main", Settings, PRESETS, None)
 
 

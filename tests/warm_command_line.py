@@ -31,13 +31,26 @@ class WarmCommandLine:
             [sys.executable, str(Path(__file__).resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def call(self, experiment, arguments, folder, environment=(), *, send=None, parts=(0, ""), largest_file=None):
+    def call(
+        self,
+        experiment,
+        arguments,
+        folder,
+        environment=(),
+        *,
+        send=None,
+        parts=(0, ""),
+        largest_file=None,
+        figures=False,
+    ):
         """(exit code, output, errors) of the experiment's script, started in the folder.
 
+        figures: draw them, which takes longer than all else of a small run.
         send: a signal that it and its workers get as soon as so many `parts` are finished below a folder.
         largest_file: no file that it writes can grow beyond so many bytes.
         """
-        request = {"experiment": experiment, "arguments": [str(argument) for argument in arguments]}
+        arguments = [*([] if figures else ["--no-figures"]), *map(str, arguments)]
+        request = {"experiment": experiment, "arguments": arguments}
         request |= {"folder": str(folder), "environment": {key: str(value) for key, value in dict(environment).items()}}
         request |= {"send": send, "parts": (parts[0], str(parts[1])), "largest_file": largest_file}
         print(json.dumps(request), file=self.process.stdin, flush=True)

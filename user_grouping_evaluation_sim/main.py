@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
         with run.stage("tables"):
             frames = write_tables(run, settings, preferences, sizes, done, audits)
         with run.stage("figures"):
-            drawn = draw_figures(run, settings, preferences, frames, done)
+            drawn = draw_figures(run, settings, preferences, frames, done) if settings.figures else []
         finish_with_report(
             run,
             report_page(settings, frames, drawn, preferences.vectors.shape),
