@@ -93,8 +93,8 @@ def main(settings: Settings) -> None:
     keys = case_keys(settings.target_emotion, settings.num_crowds, settings.num_seeds, settings.seed)
     cases = [Case(crowd, number, seed) for crowd, (_, number, seed) in zip(cycle(crowds), keys, strict=False)]
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
-        if is_complete(folder, [case.name for case in cases], run.finished):
-            tell(f"already complete: {folder} (--overwrite runs it again)")
+        if is_complete(folder, [case.name for case in cases], run.finished, settings.redo_tables):
+            tell(f"already complete: {folder} (--overwrite runs it again, --redo-tables only what follows from cases/)")
             return
         run.write_sessions()  # a finished run to which something is added has none
         parts = run.part_path(dtype)
@@ -142,7 +142,7 @@ def identity_of(settings: Settings, base: BaseModel, mapper: Mapper, source: Sou
     """All that decides a case: settings, models and texts by their content, the user's own code."""
     own = [name for option in REGISTRIES for name in getattr(settings, option) if ":" in name]
     modules = {name: importlib.import_module(name.partition(":")[0]).__file__ for name in own}
-    no_part = (*NOT_IDENTITY, "preset", *EXTENT)
+    no_part = (*NOT_IDENTITY, "preset", "redo_tables", *EXTENT)
     return {
         **{name: value for name, value in asdict(settings).items() if name not in no_part},
         **models_identity(base, mapper),
@@ -157,11 +157,11 @@ def extent_of(settings: Settings) -> dict[str, Any]:
     return {name: asdict(settings)[name] for name in EXTENT}
 
 
-def is_complete(folder: Path, asked: Sequence[str], finished: bool) -> bool:
-    """Whether a folder's run is finished and its tables hold these cases.
+def is_complete(folder: Path, asked: Sequence[str], finished: bool, redo: bool) -> bool:
+    """Whether a folder's run is finished and its tables hold these cases, and are not to be made again.
 
-    Raises InputError where it holds a case that is not asked for, or lacks one and was handed on without the files of
-    those that it holds, or with others.
+    Raises InputError where it holds a case that is not asked for, or tables are to be made and it was handed on without
+    the files of the cases that it holds, or with others.
     """
     record = read_record(folder) if finished else {}
     keys = case_keys(*(record[name] for name in (*EXTENT, "seed"))) if finished else []
@@ -171,12 +171,14 @@ def is_complete(folder: Path, asked: Sequence[str], finished: bool) -> bool:
         raise InputError(
             f"{folder}: holds {others[0]} too: name it too (targets, crowds, seeds), or choose another folder"
         )
-    if set(asked) == set(written):
+    if set(asked) == set(written) and not redo:
         return True
     for name in written:
         path = folder / CASES / f"{name}.npz"
         if not path.exists() or sha256_file(path) != record.get("outputs_sha256", {}).get(f"{CASES}/{name}.npz"):
-            raise InputError(f"{path}: is not as the run wrote it, so nothing can be added; choose another folder")
+            raise InputError(
+                f"{path}: is not as the run wrote it, so nothing can be added to it; choose another folder"
+            )
     return False
 
 
@@ -228,8 +230,11 @@ def finished(run: RunFolder, settings: Settings, case: Case) -> Played:
 
 def dtypes_of(run: RunFolder, cases: Sequence[Case]) -> dict[str, str]:
     """By case: the numbers in which its models were made and judged."""
-    held = read_record(run.path)["dtype"] if run.finished else None  # of cases that were saved before they said it
-    return {case.name: str((load_arrays(saved(run, case)) or {}).get("played/dtype", held)) for case in cases}
+    held = read_record(run.path)["dtype"] if run.finished else {}
+    if isinstance(held, str):  # cases did not say it before November 2026
+        held = {case.name: held for case in cases}
+    said = {case.name: (load_arrays(saved(run, case)) or {}).get("played/dtype") for case in cases}
+    return {name: str(held.get(name) if dtype is None else dtype) for name, dtype in said.items()}
 
 
 def value_in_run(run: RunFolder, parts: Path, settings: Settings, engine: Engine, cases: Sequence[Case]) -> None:

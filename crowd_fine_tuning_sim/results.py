@@ -239,9 +239,17 @@ def correlations(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(pearsonr(a, b)[0]), float(spearmanr(a, b)[0])
 
 
+def range_of(quantity: str) -> tuple[float, float]:
+    """Where a quantity of summary.csv, or a difference of two, can be."""
+    if quantity == "misallocation":
+        return 0.0, 1.0
+    bounded = ("pearson", "spearman", "misallocation", "distinct")
+    return (-1.0, 1.0) if quantity.startswith(bounded) else (-np.inf, np.inf)
+
+
 def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame:
     """summary.csv: means over the crowds that have the quantity (of each crowd over its seeds) with Student's 95 %
-    intervals: over crowds like these, dealt for these targets.
+    intervals, cut off where the quantity cannot be: over crowds like these, dealt for these targets.
 
     quantity: pearson, spearman, misallocation, models; misallocation - equal, less that of equal shares in the same
     crowd and seed; or value - ..., distinct - ...: of a competition's last model less another's, of fresh samples.
@@ -251,7 +259,8 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
 
     def put(key: Sequence[Any], quantity: str, own: pd.DataFrame, column: str) -> None:
         means = own.groupby(["target", "crowd"])[column].mean().to_numpy()
-        rows.append([*key, quantity, int(np.isfinite(means).sum()), *map(float, mean_interval(means))])
+        ends = np.clip(mean_interval(means), *range_of(quantity))
+        rows.append([*key, quantity, int(np.isfinite(means).sum()), *map(float, ends)])
 
     equal = agreement[agreement["what"] == "equal"].set_index([*CASE, "metric"])["misallocation"].rename("equal")
     agreement = agreement.join(equal, on=[*CASE, "metric"])

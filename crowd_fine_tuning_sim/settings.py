@@ -59,6 +59,8 @@ class Settings(EngineOptions):
     """Number the people in all results, instead of the names that the source gives."""
     samples: int = 24
     """Texts sampled from a model to judge it."""
+    redo_tables: bool = False
+    """Write the tables, figures and report of a finished run again, from its cases/."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
