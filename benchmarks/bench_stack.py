@@ -20,7 +20,7 @@ from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, pick_device
 from point_in_space_sim.engine.recipes import Request, Tuned
 from point_in_space_sim.engine.rehearsal import measured_rate
 from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
-from point_in_space_sim.engine.variants import Engine, cached_base_model, make
+from point_in_space_sim.engine.variants import Engine, base_of, make
 from point_in_space_sim.mapper import load_mapper, map_texts
 from point_in_space_sim.target import emotion_target, find_neighbourhood
 
@@ -49,7 +49,7 @@ def main(settings: Settings) -> None:
         pools.append(tuple(corpus.texts[i] for i in members))
     tuning, sampling = TuningSettings(), SamplingSettings()
     engine = Engine(DEFAULT_BASE_MODEL, PROMPT, device, tuning, sampling, settings.samples)
-    base = cached_base_model(DEFAULT_BASE_MODEL, device, PROMPT)
+    base = base_of(engine)
     print(
         f"{settings.comments} comments, {tuning.epochs} epochs, {settings.samples} samples a model; {device}, "
         f"{base.dtype}, products of matrices at {measured_rate(device) / 1e12:.2f} TFLOP/s"

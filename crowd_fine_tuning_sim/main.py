@@ -3,9 +3,9 @@ and the report."""
 
 import importlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -23,6 +23,7 @@ from crowd_fine_tuning_sim.cases import (
     case_keys,
     case_name,
     crowd_arrays,
+    crowd_without_texts,
     played_case,
     with_other_seeds,
 )
@@ -31,7 +32,7 @@ from crowd_fine_tuning_sim.in_run import tune_in_run
 from crowd_fine_tuning_sim.pay import LEDGER, accounts_of
 from crowd_fine_tuning_sim.plays import REPORTED, plays_of
 from crowd_fine_tuning_sim.plots import write_figures
-from crowd_fine_tuning_sim.report_page import report_page
+from crowd_fine_tuning_sim.report_page import FIGURES, report_page
 from crowd_fine_tuning_sim.results import answer_of, run_tables
 from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of, retrained_coalitions
 from experiment.command_line import NOT_IDENTITY, naming, tell
@@ -40,7 +41,7 @@ from experiment.figures import no_figures
 from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
-from experiment.run_folder import RunFolder, load_arrays, open_run, read_record, save_arrays
+from experiment.run_folder import Arrays, RunFolder, load_arrays, open_run, read_record, save_arrays
 from experiment.tables import LARGE, write_lines, write_table
 from point_in_space_sim.engine.assets import cache_folder
 from point_in_space_sim.engine.base_model import BaseModel, pick_device
@@ -48,7 +49,7 @@ from point_in_space_sim.engine.options import engine_settings
 from point_in_space_sim.engine.rehearsal import rehearse
 from point_in_space_sim.engine.variants import (
     Engine,
-    cached_base_model,
+    base_of,
     engine_of,
     fulfilment,
     leave_models_to_workers,
@@ -82,8 +83,9 @@ def main(settings: Settings) -> None:
         mapper = load_mapper(settings.mapper, device)
     crowds = crowds_of(settings, source, partial(map_texts, mapper, cache_folder=cache_folder() / "vectors"))
     tuning, sampling = engine_settings(settings)
+    engine = engine_of(settings, device, tuning, sampling, settings.samples)
     with naming(f"--base-model {settings.base_model}"):
-        base = cached_base_model(settings.base_model, device, settings.prompt)
+        base = base_of(engine)
     held = (person.texts + person.later for crowd in crowds for person in crowd.people)
     texts = list(dict.fromkeys(text for own in held for text in own))
     if longer := rehearse(base, mapper, texts, tuning, sampling):
@@ -93,12 +95,16 @@ def main(settings: Settings) -> None:
     keys = case_keys(settings.target_emotion, settings.num_crowds, settings.num_seeds, settings.seed)
     cases = [Case(crowd, number, seed) for crowd, (_, number, seed) in zip(cycle(crowds), keys, strict=False)]
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
-        if is_complete(folder, [case.name for case in cases], run.finished, settings.redo_tables):
-            tell(f"already complete: {folder} (--overwrite runs it again, --redo-tables only what follows from cases/)")
+        if settings.redo_tables and not run.finished:
+            raise InputError(f"--redo-tables: {folder} holds no finished run; leave the option out")
+        redone = run.part_path("redone")  # there while tables are made again: killed meanwhile, they are of two makes
+        if is_complete(folder, [case.name for case in cases], run.finished, settings.redo_tables or redone.exists()):
+            tell(f"already complete: {folder} (--overwrite runs it again)")
             return
         run.write_sessions()  # a finished run to which something is added has none
+        if settings.redo_tables:
+            redone.touch()
         parts = run.part_path(dtype)
-        engine = engine_of(settings, device, tuning, sampling, settings.samples)
         del base
         leave_models_to_workers(settings)
         with run.stage("in-run values"):
@@ -106,7 +112,8 @@ def main(settings: Settings) -> None:
         with run.stage("competition and retraining"):
             play_cases(run, parts, settings, engine, mapper, cases)
         with run.stage("tables"):
-            played = with_other_seeds([finished(run, settings, case) for case in cases])
+            arrays = {case.name: read_saved(run, case) for case in cases}
+            played = with_other_seeds([finished(run, settings, case, arrays[case.name]) for case in cases])
             tables = run_tables(settings, played)
             for name, table in tables.items():
                 write_table(table, run.path, name)
@@ -115,10 +122,14 @@ def main(settings: Settings) -> None:
                 lines = ledger_lines(run.identity | extent_of(settings), accounts, LEDGER)
                 write_lines(lines, run.path, "ledger", large=numbers_in(accounts) > LARGE)
         with run.stage("figures"):
-            drawn = write_figures(run.path, tables, played) if settings.figures else no_figures(run.path)
+            drawn = (
+                write_figures(run.path, tables, played)
+                if settings.figures
+                else no_figures(run.path, [figure.name for figure in FIGURES])
+            )
         page = report_page(settings, tables, drawn, played)
-        dtypes = dtypes_of(run, cases)
-        finish_with_report(run, page, **extent_of(settings), dtype=dtypes, answer=answer_of(tables))
+        said = dtypes_of(run, arrays)
+        finish_with_report(run, page, **extent_of(settings), dtype=said, answer=answer_of(tables))
     tell(f"results in {folder}: {page.answer[0]}")
 
 
@@ -222,19 +233,34 @@ def saved(run: RunFolder, case: Case) -> Path:
     return run.path / CASES / f"{case.name}.npz"
 
 
-def finished(run: RunFolder, settings: Settings, case: Case) -> Played:
+def read_saved(run: RunFolder, case: Case) -> Arrays:
     arrays = load_arrays(saved(run, case))
     assert arrays is not None, "a finished case is on disk"
-    return played_case(settings, case, arrays)
+    return arrays
 
 
-def dtypes_of(run: RunFolder, cases: Sequence[Case]) -> dict[str, str]:
-    """By case: the numbers in which its models were made and judged."""
-    held = read_record(run.path)["dtype"] if run.finished else {}
-    if isinstance(held, str):  # cases did not say it before November 2026
-        held = {case.name: held for case in cases}
-    said = {case.name: (load_arrays(saved(run, case)) or {}).get("played/dtype") for case in cases}
-    return {name: str(held.get(name) if dtype is None else dtype) for name, dtype in said.items()}
+def finished(run: RunFolder, settings: Settings, case: Case, arrays: Arrays) -> Played:
+    """With the vectors that the case was played with: another machine's mapper gives other last bits.
+
+    Raises InputError where the texts that are dealt here have other vectors than those that were played with.
+    """
+    crowd = case.crowd
+    people = [person.name for person in crowd.people], [person.kind for person in crowd.people]
+    held = crowd_without_texts(crowd.target, arrays, *people)
+    pairs = zip((crowd.near, *crowd.vectors, *crowd.later), (held.near, *held.vectors, *held.later), strict=True)
+    if not all(ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1e-3) for ours, theirs in pairs):
+        raise InputError(f"{saved(run, case)}: was played with other texts than are dealt here; choose another folder")
+    as_played = replace(case, crowd=replace(crowd, near=held.near, vectors=held.vectors, later=held.later))
+    return played_case(settings, as_played, arrays)
+
+
+def dtypes_of(run: RunFolder, cases: Mapping[str, Arrays]) -> str | dict[str, str]:
+    """The numbers in which models were made and judged, of each case where they are not the same."""
+    held = read_record(run.path)["dtype"] if run.finished else "unknown"  # cases did not say it before November 2026
+    before = held if isinstance(held, dict) else dict.fromkeys(cases, held)
+    said = {name: str(arrays.get("played/dtype", before.get(name))) for name, arrays in cases.items()}
+    first, *others = set(said.values())
+    return said if others else first
 
 
 def value_in_run(run: RunFolder, parts: Path, settings: Settings, engine: Engine, cases: Sequence[Case]) -> None:
@@ -260,7 +286,7 @@ def value_in_run(run: RunFolder, parts: Path, settings: Settings, engine: Engine
 def in_run_values(engine: Engine, case: Case) -> np.ndarray:
     """(n,), in a worker."""
     torch.set_num_threads(1)  # two on a busy machine wait for each other
-    base = cached_base_model(engine.base_model, engine.device, engine.prompt)
+    base = base_of(engine)
     texts = [person.texts for person in case.crowd.people]
     validation = case.crowd.near_texts[:VALIDATION_TEXTS]
     return tune_in_run(base, texts, validation, engine.tuning, case.streams("retraining")).values
@@ -284,7 +310,7 @@ def play_cases(
             engine,
             mapper,
             scratch,
-            run.path / "adapters",
+            parts / "adapters",
             jobs=settings.jobs,
             backend=settings.backend,
             scheduler=settings.scheduler,
@@ -299,6 +325,7 @@ def play_cases(
             assert in_run is not None, "the stage before saved it"
             own = {name.removeprefix(f"{case.name}-"): arrays for name, arrays in done.items()}
             own |= {"crowd": crowd_arrays(case.crowd), "in_run": in_run, "played": {"dtype": np.array(parts.name)}}
+            keep_adapters(run, parts / "adapters", case)
             save_arrays(
                 saved(run, case), {f"{of}/{name}": a for of, arrays in own.items() for name, a in arrays.items()}
             )
@@ -306,3 +333,13 @@ def play_cases(
                 shutil.rmtree(scratch / owner, ignore_errors=True)
         bar.total = bar.n
         bar.refresh()
+
+
+def keep_adapters(run: RunFolder, made: Path, case: Case) -> None:
+    """Moves the case's last models to where the run keeps them, in place of any that a case cut off has left there."""
+    kept = run.path / "adapters"
+    for old in kept.glob(f"{case.name}-*"):
+        shutil.rmtree(old)
+    kept.mkdir(exist_ok=True)
+    for own in made.glob(f"{case.name}-*"):
+        own.rename(kept / own.name)

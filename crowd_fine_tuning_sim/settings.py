@@ -60,7 +60,7 @@ class Settings(EngineOptions):
     samples: int = 16
     """Texts sampled from a model to judge it."""
     redo_tables: bool = False
-    """Write the tables, figures and report of a finished run again, from its cases/."""
+    """Write the tables, figures and report of a finished run again, from its cases/. No model is made."""
 
 
 REFERENCE_SIZE = {"texts_per_user": 12, "num_rounds": 12, "samples": 24}  # two fifths more work than the default
@@ -122,6 +122,8 @@ def check_settings(settings: Settings) -> None:
     for name in ("num_crowds", "num_seeds", "texts_per_user", "num_rounds", "budget"):
         check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
     check_engine_options(settings)
+    if settings.redo_tables and settings.overwrite:
+        raise InputError("--redo-tables: goes on from what --overwrite removes; choose one")
     if settings.reference == "exact" and settings.num_users > MOST_USERS_EXACT:
         raise InputError(
             f"--reference exact: {settings.num_users} people have 2^{settings.num_users} coalitions, each a model to "

@@ -13,6 +13,7 @@ from crowd_fine_tuning_sim.results import as_bits, correlations, run_tables, see
 from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
 from experiment.command_line import described
 from experiment.errors import InputError
+from experiment.run_folder import load_arrays
 from experiment.tables import read_table
 from user_grouping_evaluation_sim.ledger_check import check_ledger
 from user_grouping_evaluation_sim.settings import REGISTRIES
@@ -49,7 +50,7 @@ def verify(folder: Path, record: dict[str, Any], own_code: bool = False) -> tupl
     elif any(":" in name for option in REGISTRIES for name in record[option]):
         unchecked.append("protocols and coalitions: recomputed only without strategies of one's own")
     elif not differences:
-        differences += check_cases(folder, tables)
+        differences += check_cases(folder, tables, record)
     points = tables["points"]
     accounts = [tuple(map(str, names)) for names in points[list(LEDGER.keys)].drop_duplicates().itertuples(index=False)]
     by_ledger, unread = check_ledger(
@@ -72,8 +73,9 @@ def check_rows(tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> list[
     return differences
 
 
-def check_cases(folder: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """All tables from what the models wrote and the people's text vectors, but for who is a near-duplicate of whom."""
+def check_cases(folder: Path, tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> list[str]:
+    """All tables from what the models wrote and the people's text vectors, but for who is a near-duplicate of whom; and
+    in which numbers each case was played, where it says so."""
     try:
         recomputed = run_tables(*read_cases(folder))
     except InputError as error:
@@ -83,7 +85,14 @@ def check_cases(folder: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
     tables, recomputed = (
         {**each, "users": each["users"].drop(columns="near_duplicates")} for each in (tables, recomputed)
     )
-    return [line for name in TABLES for line in compare(f"{name}.csv", tables[name], recomputed[name], "the cases")]
+    said = {path.stem: (load_arrays(path) or {}).get("played/dtype") for path in (folder / CASES).glob("*.npz")}
+    recorded = record["dtype"] if isinstance(record["dtype"], dict) else dict.fromkeys(said, record["dtype"])
+    others = [
+        f"{CASES}/{n}.npz: {d}, not run.json's" for n, d in said.items() if d is not None and d != recorded.get(n)
+    ]
+    return others + [
+        line for name in TABLES for line in compare(f"{name}.csv", tables[name], recomputed[name], "the cases")
+    ]
 
 
 def check_shapley(points: pd.DataFrame, coalitions: pd.DataFrame, users: pd.DataFrame) -> list[str]:

@@ -1,5 +1,6 @@
 """One look for all figures: colours safe for the colour-blind, told apart in grey by lightness, line and marker."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,11 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
         legend.remove()
 
 
-def no_figures(folder: Path) -> list[str]:
-    """Removes what a run's folder has of before it was added to; gives the names of the figures that are there."""
-    for path in (*folder.glob("*.png"), *folder.glob("*.pdf")):
-        path.unlink()
+def no_figures(folder: Path, names: Iterable[str]) -> list[str]:
+    """Removes these figures, of a run before it was added to; gives the names of those that are there then."""
+    for name in names:
+        for ending in ("png", "pdf"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
     return []
 
 

@@ -31,7 +31,10 @@ FIGURE_DPI = 150  # of the figures in a run's folder (experiment.figures.save_fi
 NONCHARACTERS = "".join(chr(plane * 0x10000 + end) for plane in range(17) for end in (0xFFFE, 0xFFFF))
 FORBIDDEN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{NONCHARACTERS}]")
 SAID_OF_THE_RUN = ("experiment", "answer", "answer_in_words", "compared")
-NOT_OF_THE_REPORT = ("--output-dir", "--overwrite", "--no-overwrite", "--resume", "--no-resume")
+NOT_OF_THE_REPORT = (
+    *("--output-dir", "--overwrite", "--no-overwrite", "--resume", "--no-resume"),
+    *("--figures", "--no-figures", "--redo-tables", "--no-redo-tables"),
+)
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,17 @@ class RunFolder:
 
     def record(self, **facts: Any) -> dict[str, Any]:
         """All that run.json says, but for the seconds, which go on. facts: the experiment's own."""
+        outputs = output_hashes(self.path)
+        held = read_record(self.path) if self.finished else {}
+        known = {**held.get("left_out_sha256", {}), **held.get("outputs_sha256", {})}
+        left_out = {n: digest for n, digest in known.items() if n.startswith("adapters/") and n not in outputs}
         return {
             **self.identity,
             **facts,
             **provenance(),
             "earlier_commits": self.commits[:-1],
-            "outputs_sha256": output_hashes(self.path),
+            "outputs_sha256": outputs,
+            **({"left_out_sha256": left_out} if left_out else {}),  # weights that are not handed on with the tables
         }
 
     def finish(self, record: dict[str, Any]) -> None:

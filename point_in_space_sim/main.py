@@ -31,7 +31,7 @@ from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 from point_in_space_sim.engine.variants import (
     STACK,
     Engine,
-    cached_base_model,
+    base_of,
     engine_of,
     fulfilment,
     leave_models_to_workers,
@@ -40,7 +40,7 @@ from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.plots import comments_page, write_figures
 from point_in_space_sim.pool import Pool, find_users, neighbourhood_pool, users_pool
 from point_in_space_sim.protocols import Draw, Game, Work, derived_seed, play, work_of
-from point_in_space_sim.report_page import report_page
+from point_in_space_sim.report_page import FIGURES, report_page
 from point_in_space_sim.settings import Settings, check_settings, has_users, played, target_names
 from point_in_space_sim.target import (
     Neighbourhood,
@@ -88,8 +88,9 @@ def main(settings: Settings) -> None:
     with naming(f"--neighbours {settings.neighbours}"):
         neighbourhoods = [find_neighbourhood(target, vectors, settings.neighbours) for target in targets]
     tuning, sampling = engine_settings(settings, settings.tuning)
+    engine = engine_of(settings, device, tuning, sampling, settings.samples)
     with naming(f"--base-model {settings.base_model}"):
-        base = cached_base_model(settings.base_model, device, settings.prompt)
+        base = base_of(engine)
     texts = list(dict.fromkeys(corpus.texts[i] for near in neighbourhoods for i in near.members))
     if longer := rehearse(base, mapper, texts, tuning, sampling):
         tell(
@@ -107,7 +108,6 @@ def main(settings: Settings) -> None:
             tell(f"{', '.join(target_names(settings))}: finished before, nothing to do")
             summary = results.read_table(run.path, "summary")
         else:
-            engine = engine_of(settings, device, tuning, sampling, settings.samples)
             missing = [game for game in games if results.load_game(saved(run.path, game)) is None]
             for game, drawn in play_all(run, engine, mapper, missing, protocols, work, settings):
                 write_training(drawn, run.path / "training", game.name, settings.prompt)
@@ -316,7 +316,11 @@ def write_results(run: RunFolder, settings: Settings, seeds: Sequence[int], mapp
     with run.stage("figures"):
         caption = f"base model {base_model}, mapper {mapper}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         shown = {name: table for name, table in tables.items() if name != "users"}
-        drawn = write_figures(run.path, **shown, caption=caption) if settings.figures else no_figures(run.path)
+        drawn = (
+            write_figures(run.path, **shown, caption=caption)
+            if settings.figures
+            else no_figures(run.path, [figure.name for figure in FIGURES])
+        )
         with replace_atomically(run.path / "comments.md") as temporary:
             page_of = comments_page(tables["comments"], tables["neighbourhoods"], caption)
             temporary.write_text(page_of, encoding="utf-8")

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -39,6 +40,7 @@ from crowd_fine_tuning_sim.verification import check_shapley
 from experiment.errors import InputError
 from experiment.run_folder import load_arrays, output_hashes, save_arrays
 from experiment.verify import verify_run
+from point_in_space_sim.engine.base_model import native_dtype
 from point_in_space_sim.engine.recipes import Request, Sampled, Tuned, name_of
 from tests.tiny_models import save_tiny_world
 from user_grouping_evaluation_sim.competition import NONE, Rules, Shares, compete
@@ -48,6 +50,7 @@ from user_grouping_evaluation_sim.payout import allotted
 from user_grouping_evaluation_sim.scoring import attributed, marginal, ranked
 
 ROOT = Path(__file__).resolve().parents[1]
+NATIVE = str(native_dtype(torch.device("cpu"))).removeprefix("torch.")
 PEOPLE = [tuple(f"text {i} of person {k}" for i in range(4)) for k in range(5)]
 TURNED = [tuple(f"other text {i} of person 0" for i in range(4)), *PEOPLE[1:]]
 
@@ -549,7 +552,7 @@ def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, tmp_pa
     call(folder, "--num-seeds", 2)
     assert tables(folder) == tables(run) != one and case.read_bytes() == held
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    assert len(set(record["dtype"].values())) == 1 and list(record["dtype"]) == [path.stem for path in cases(folder)]
+    assert record["dtype"] == NATIVE
     assert verify_run(folder) == ([], []) and not (folder / ".parts").exists()
     for fewer in (("--num-seeds", 1), ("--target-emotion", "fear")):
         assert "too: name it too (targets, crowds, seeds), or choose another" in call(folder, *fewer, check=2)[1]
@@ -565,7 +568,7 @@ def test_cases_of_another_precision_are_added_to(call, run, tmp_path):
     call(folder)
     (case,) = cases(folder)
     arrays = load_arrays(case)
-    native = str(arrays.pop("played/dtype"))
+    assert str(arrays.pop("played/dtype")) == NATIVE
     save_arrays(case, arrays)
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     hashes = output_hashes(folder)
@@ -574,9 +577,63 @@ def test_cases_of_another_precision_are_added_to(call, run, tmp_path):
     for options in ((), ("--redo-tables",)):
         call(folder, "--num-seeds", 2, *options)
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        assert record["dtype"] == {"joy-crowd-1-seed-0": "float16", "joy-crowd-1-seed-1": native}
+        assert record["dtype"] == {"joy-crowd-1-seed-0": "float16", "joy-crowd-1-seed-1": NATIVE}
         assert tables(folder) == tables(run) and verify_run(folder) == ([], [])
         (folder / "summary.csv").write_text("")
+    (folder / "run.json").write_text(json.dumps(record | {"dtype": NATIVE}))
+    shutil.copy(run / "summary.csv", folder)
+    assert verify_run(folder)[0] == []  # the first case does not say it
+    (folder / "run.json").write_text(json.dumps(record | {"dtype": "float16"}))
+    assert verify_run(folder)[0] == [f"cases/joy-crowd-1-seed-1.npz: {NATIVE}, not run.json's"]
+
+
+def test_unfinished_work_of_another_precision_is_done_again(call, run, world, warm, tmp_path):
+    """Killed, moved to a machine of another precision, killed and moved back: the bytes are this machine's."""
+    folder, environment = tmp_path / "moved", {"XDG_CACHE_HOME": world / "cache"}
+    code, *_ = warm.call(
+        "crowd_fine_tuning_sim", arguments(world, folder), world, environment, send=signal.SIGKILL, parts=(12, folder)
+    )
+    assert code == -signal.SIGKILL
+    (folder / ".parts" / NATIVE).rename(folder / ".parts" / "float16")
+    (own,) = [path.name for path in (run / "adapters").glob("*-seed-0-*marginal")]
+    (folder / "adapters" / own).mkdir(parents=True)
+    (folder / "adapters" / own / "adapter_model.safetensors").write_bytes(b"of another precision")
+    call(folder)
+    case = "cases/joy-crowd-1-seed-0.npz"
+    assert (folder / case).read_bytes() == (run / case).read_bytes()
+    for path in (folder / "adapters").glob("*/*.safetensors"):
+        assert path.read_bytes() == (run / path.relative_to(folder)).read_bytes()
+    assert len(list((folder / "adapters").iterdir())) == 3 and not (folder / ".parts").exists()
+
+
+def test_tables_are_made_again(call, run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "redone")
+    shutil.rmtree(folder / "adapters")
+    for name in ("summary.csv", "agreement.csv", "agreement.png", "report.html"):
+        (folder / name).write_text("")
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    # As one that was killed while it made them leaves the folder.
+    (folder / ".parts").mkdir()
+    (folder / ".parts" / "redone").touch()
+    call(folder, "--num-seeds", 2, figures=True)
+    for name in ("summary.csv", "agreement.csv", "agreement.png"):
+        assert (folder / name).read_bytes() == (run / name).read_bytes()
+    assert "<h1>" in (folder / "report.html").read_text(encoding="utf-8") and not (folder / ".parts").exists()
+    again = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    weights = {name: digest for name, digest in record["outputs_sha256"].items() if name.startswith("adapters/")}
+    assert again["left_out_sha256"] == weights != {} and verify_run(folder) == ([], [])
+    call(folder, "--num-seeds", 2, "--redo-tables")
+    assert not list(folder.glob("*.png"))
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["left_out_sha256"] == weights
+    case = folder / "cases" / "joy-crowd-1-seed-0.npz"
+    arrays = load_arrays(case)
+    save_arrays(case, arrays | {"crowd/near": arrays["crowd/near"][::-1]})
+    (folder / "run.json").write_text(json.dumps(again | {"outputs_sha256": output_hashes(folder)}))
+    errors = call(folder, "--num-seeds", 2, "--redo-tables", check=2)[1]
+    assert "joy-crowd-1-seed-0.npz: was played with other texts than are dealt here" in errors
+    assert "holds no finished run" in call(tmp_path / "new", "--redo-tables", check=2)[1]
+    assert not (tmp_path / "new").exists()
+    assert "choose one" in call(folder, "--redo-tables", "--overwrite", check=2)[1]
 
 
 def test_tables_are_recomputed_from_the_cases(run, tmp_path):

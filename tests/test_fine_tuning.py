@@ -35,7 +35,7 @@ from point_in_space_sim.engine.layers import run_layers, use_low_rank_products
 from point_in_space_sim.engine.recipes import Averaged, Request, Tuned, name_of
 from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
 from point_in_space_sim.engine.stacked import tune_stacked
-from point_in_space_sim.engine.variants import Engine, cached_base_model, fulfilment
+from point_in_space_sim.engine.variants import Engine, base_of, forget_base_models, fulfilment
 from point_in_space_sim.mapper import load_mapper
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama, save_tiny_world
 
@@ -413,8 +413,8 @@ def test_models_made_together_are_those_made_alone(engine, mapper, tmp_path, sta
     monkeypatch.setattr("point_in_space_sim.engine.stacked.tune_stacked", tight)
     # A processor that computes in bfloat16 would round the two ways differently.
     monkeypatch.setattr("point_in_space_sim.engine.base_model.native_dtype", lambda device: torch.float32)
-    cached_base_model.cache_clear()
-    request.addfinalizer(cached_base_model.cache_clear)
+    forget_base_models()
+    request.addfinalizer(forget_base_models)
     requests = [order for number in (0, 1) for order in requests_of(number)]
     together = fulfilled(replace(engine, stack=stack), mapper, tmp_path / "together", requests)
     alone = fulfilled(engine, mapper, tmp_path / "alone", requests)
@@ -455,7 +455,7 @@ def test_low_rank_products_are_those_of_peft(base):
 
 
 def test_the_base_model_is_left_as_it_was(engine, mapper, tmp_path):
-    base = cached_base_model(engine.base_model, "cpu", PROMPT)
+    base = base_of(engine)
     before = {name: weight.clone() for name, weight in base.model.named_parameters()}
     fulfilled(engine, mapper, tmp_path, requests_of(1))
     assert all(torch.equal(weight, before[name]) for name, weight in base.model.named_parameters())

@@ -263,7 +263,8 @@ def test_finished_target_is_not_run_again_and_others_are_added(finished, world, 
     assert old.to_csv(index=False, lineterminator="\n").encode() == before["comments.csv"]
     assert json.loads((folder / "run.json").read_text())["emotions"] == ["joy", "joy=0.7,fear=0.3"]
     # Added without figures: those of joy alone are gone.
-    assert not [*folder.glob("*.png"), *folder.glob("*.pdf")] and (folder / "comments.md").exists()
+    assert not [*folder.glob("*.png"), *folder.glob("*.pdf")]
+    assert "joy=0.7" in (folder / "comments.md").read_text(encoding="utf-8")
     assert "<img" in (finished[0] / "report.html").read_text() and "<img" not in (folder / "report.html").read_text()
 
 

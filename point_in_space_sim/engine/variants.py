@@ -28,7 +28,7 @@ from experiment.errors import InputError
 from experiment.parallel import workers
 from experiment.run_folder import load_arrays, save_arrays
 from point_in_space_sim.engine import stacked
-from point_in_space_sim.engine.base_model import BaseModel, load_base_model
+from point_in_space_sim.engine.base_model import BaseModel, load_base_model, native_dtype
 from point_in_space_sim.engine.fine_tuning import (
     Adapter,
     FrozenActivations,
@@ -75,14 +75,16 @@ class Engine:
     sampling: SamplingSettings
     samples: int  # comments a sample
     stack: int = 1  # models that are made together
+    dtype: str | None = None  # of weights and activations; None: what the device multiplies natively
 
 
 def engine_of(
     options: EngineOptions, device: str, tuning: TuningSettings, sampling: SamplingSettings, samples: int
 ) -> Engine:
-    """The engine that a command line asks for."""
+    """The engine that a command line asks for, in this machine's dtype, whatever a worker's own is."""
     stack = STACK if device.startswith("cuda") else 1
-    return Engine(options.base_model, options.prompt, device, tuning, sampling, samples, stack)
+    dtype = str(native_dtype(torch.device(device))).removeprefix("torch.")
+    return Engine(options.base_model, options.prompt, device, tuning, sampling, samples, stack, dtype)
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def make(engine: Engine, orders: Sequence[Task]) -> list[Made]:
     return_large_memory_at_once()
     try:
         with _base_in_use:
-            base = cached_base_model(engine.base_model, engine.device, engine.prompt)
+            base = base_of(engine)
             if len(orders) > 1 and stacked.can_stack(base, engine.tuning):
                 made = _make_stacked(engine, base, orders)
             else:
@@ -280,8 +282,7 @@ def _adapter(engine: Engine, base: BaseModel, given: Mapping[str, Adapter], mode
 
 
 def _activations(engine: Engine, model: Tuned) -> FrozenActivations:
-    key = (engine.base_model, engine.device, engine.prompt)
-    return _cached_activations(*key, model.pool or model.texts, engine.tuning)
+    return _cached_activations(engine, model.pool or model.texts)
 
 
 def _given(folder: Path, model: Model) -> dict[str, Adapter]:
@@ -348,7 +349,7 @@ def return_large_memory_at_once() -> None:
 def leave_models_to_workers(options: EngineOptions) -> None:
     """Forgets this process's base model where workers load their own."""
     if options.jobs > 1 or options.backend in ("dask", "ray"):
-        cached_base_model.cache_clear()
+        forget_base_models()
     return_memory()
 
 
@@ -381,8 +382,7 @@ def _save_weights(adapter: Adapter, engine: Engine, folder: Path) -> None:
 
 def _save_kept(adapter: Adapter, engine: Engine, folder: Path) -> None:
     whole = adapter.lora_config is None  # only these are saved with what they change
-    base = cached_base_model(engine.base_model, engine.device, engine.prompt) if whole else engine.base_model
-    save_adapter(adapter, folder, base)
+    save_adapter(adapter, folder, base_of(engine) if whole else engine.base_model)
 
 
 def _load_weights(folder: Path) -> Adapter | None:
@@ -417,18 +417,25 @@ def _save_folder(path: Path, scratch: Path, write: Callable[[Path], None]) -> No
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def base_of(engine: Engine) -> BaseModel:
+    """The engine's base model, loaded once a process."""
+    return _cached_base_model(engine.base_model, engine.device, engine.prompt, engine.dtype)
+
+
 @lru_cache(maxsize=4)
-def cached_base_model(name: str, device: str, prompt: str) -> BaseModel:
+def _cached_base_model(name: str, device: str, prompt: str, dtype: str | None) -> BaseModel:
     gc.collect()
     gc.freeze()  # modules, most of all: the searches for cycles after each model need not go through them
-    return load_base_model(name, device, prompt=prompt)
+    return load_base_model(name, device, None if dtype is None else getattr(torch, dtype), prompt)
+
+
+def forget_base_models() -> None:
+    _cached_base_model.cache_clear()
 
 
 @lru_cache(maxsize=16)  # a few games side by side
-def _cached_activations(
-    name: str, device: str, prompt: str, pool: Texts, settings: TuningSettings
-) -> FrozenActivations:
-    return frozen_activations(cached_base_model(name, device, prompt), pool, settings)
+def _cached_activations(engine: Engine, pool: Texts) -> FrozenActivations:
+    return frozen_activations(base_of(engine), pool, engine.tuning)
 
 
 def _devices(device: str) -> list[str]:
