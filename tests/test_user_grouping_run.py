@@ -308,6 +308,7 @@ def test_quick_preset_as_a_module(tmp_path):
         tmp_path / "q",
     ]
     command += ["--metric", "dot", "--scoring", "attributed", "--grouping", "random", "--kernel-runs", "0"]
+    command += ["--no-figures"]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     found = tables(tmp_path / "q")
     assert len(found["rounds"]) == 6 * 21

@@ -71,6 +71,9 @@ def serve():
 
     from experiment.command_line import run_script
 
+    for experiment in EXPERIMENTS:
+        importlib.import_module(f"{experiment}.main")
+
     transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.BertModel  # noqa: B018 - lazy modules
     for line in sys.stdin:
         request = json.loads(line)
