@@ -16,7 +16,7 @@ import tyro
 from experiment.errors import InputError
 from point_in_space_sim.corpus import EMOTIONS, load_corpus
 from point_in_space_sim.engine.assets import cache_folder
-from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, pick_device
+from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, dtype_name, native_dtype, pick_device
 from point_in_space_sim.engine.recipes import Request, Tuned
 from point_in_space_sim.engine.rehearsal import measured_rate
 from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
@@ -48,7 +48,8 @@ def main(settings: Settings) -> None:
         members = find_neighbourhood(emotion_target(emotion, vectors), vectors, settings.comments).members
         pools.append(tuple(corpus.texts[i] for i in members))
     tuning, sampling = TuningSettings(), SamplingSettings()
-    engine = Engine(DEFAULT_BASE_MODEL, PROMPT, device, tuning, sampling, settings.samples)
+    dtype = dtype_name(native_dtype(torch.device(device)))
+    engine = Engine(DEFAULT_BASE_MODEL, PROMPT, device, dtype, tuning, sampling, settings.samples)
     base = base_of(engine)
     print(
         f"{settings.comments} comments, {tuning.epochs} epochs, {settings.samples} samples a model; {device}, "

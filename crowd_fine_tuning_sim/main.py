@@ -91,7 +91,6 @@ def main(settings: Settings) -> None:
     if longer := rehearse(base, mapper, texts, tuning, sampling):
         tell(f"{longer} of {len(texts)} texts are longer than --max-new-tokens {sampling.max_new_tokens}")
     identity = identity_of(settings, base, mapper, source)
-    dtype = identity.pop("dtype")  # a case's own: those that are finished may have been played on another machine
     keys = case_keys(settings.target_emotion, settings.num_crowds, settings.num_seeds, settings.seed)
     cases = [Case(crowd, number, seed) for crowd, (_, number, seed) in zip(cycle(crowds), keys, strict=False)]
     with open_run(folder, identity, overwrite=settings.overwrite, resume=settings.resume) as run:
@@ -104,13 +103,12 @@ def main(settings: Settings) -> None:
         run.write_sessions()  # a finished run to which something is added has none
         if settings.redo_tables:
             redone.touch()
-        parts = run.part_path(dtype)
         del base
         leave_models_to_workers(settings)
         with run.stage("in-run values"):
-            value_in_run(run, parts, settings, engine, cases)
+            value_in_run(run, settings, engine, cases)
         with run.stage("competition and retraining"):
-            play_cases(run, parts, settings, engine, mapper, cases)
+            play_cases(run, settings, engine, mapper, cases)
         with run.stage("tables"):
             arrays = {case.name: read_saved(run, case) for case in cases}
             played = with_other_seeds([finished(run, settings, case, arrays[case.name]) for case in cases])
@@ -153,10 +151,11 @@ def identity_of(settings: Settings, base: BaseModel, mapper: Mapper, source: Sou
     """All that decides a case: settings, models and texts by their content, the user's own code."""
     own = [name for option in REGISTRIES for name in getattr(settings, option) if ":" in name]
     modules = {name: importlib.import_module(name.partition(":")[0]).__file__ for name in own}
-    no_part = (*NOT_IDENTITY, "preset", "redo_tables", *EXTENT)
+    # A case's dtype is its own: those that are finished may have been played on another machine.
+    no_part = (*NOT_IDENTITY, "preset", "redo_tables", "dtype", *EXTENT)
+    decides = asdict(settings) | models_identity(base, mapper)
     return {
-        **{name: value for name, value in asdict(settings).items() if name not in no_part},
-        **models_identity(base, mapper),
+        **{name: value for name, value in decides.items() if name not in no_part},
         "crowd": source.name,
         "crowd_sha256": source.sha256,
         "code_sha256": {name: sha256_file(str(module)) for name, module in modules.items()},
@@ -256,18 +255,21 @@ def finished(run: RunFolder, settings: Settings, case: Case, arrays: Arrays) -> 
 
 def dtypes_of(run: RunFolder, cases: Mapping[str, Arrays]) -> str | dict[str, str]:
     """The numbers in which models were made and judged, of each case where they are not the same."""
-    held = read_record(run.path)["dtype"] if run.finished else "unknown"  # cases did not say it before November 2026
-    before = held if isinstance(held, dict) else dict.fromkeys(cases, held)
-    said = {name: str(arrays.get("played/dtype", before.get(name))) for name, arrays in cases.items()}
+    held = read_record(run.path).get("dtype") if run.finished else None  # cases did not say it before November 2026
+    before = held if isinstance(held, dict) else dict.fromkeys(cases, held or "unknown")
+    said = {name: str(arrays.get("played/dtype", before.get(name, "unknown"))) for name, arrays in cases.items()}
     first, *others = set(said.values())
     return said if others else first
 
 
-def value_in_run(run: RunFolder, parts: Path, settings: Settings, engine: Engine, cases: Sequence[Case]) -> None:
-    """In-run values of the people, a part a case, made where models are made.
+def parts_of(run: RunFolder, engine: Engine) -> Path:
+    """The folder of unfinished work in the engine's dtype: no case is of two."""
+    return run.part_path(engine.dtype)
 
-    parts: the folder of this run's unfinished work in this machine's dtype, whose name it has.
-    """
+
+def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequence[Case]) -> None:
+    """In-run values of the people, a part a case, made where models are made."""
+    parts = parts_of(run, engine)
     missing = [case for case in cases if load_arrays(saved(run, case)) is None]
     missing = [case for case in missing if load_arrays(in_run_part(parts, case)) is None]
     values = parallel_map(
@@ -296,13 +298,12 @@ def in_run_part(parts: Path, case: Case) -> Path:
     return parts / f"{case.name}-in-run.npz"
 
 
-def play_cases(
-    run: RunFolder, parts: Path, settings: Settings, engine: Engine, mapper: Mapper, cases: Sequence[Case]
-) -> None:
+def play_cases(run: RunFolder, settings: Settings, engine: Engine, mapper: Mapper, cases: Sequence[Case]) -> None:
     """Plays what is not saved yet, case by case; each case's competitions and retraining side by side."""
     missing = [case for case in cases if load_arrays(saved(run, case)) is None]
     work = work_of(settings)
     total = len(missing) * (work.tuned * engine.tuning.epochs + work.sampled)
+    parts = parts_of(run, engine)
     scratch = parts / "models"
     with (
         tqdm(total=total, unit=" texts", dynamic_ncols=True, smoothing=0.05, disable=not missing) as bar,
@@ -324,7 +325,7 @@ def play_cases(
             in_run = load_arrays(in_run_part(parts, case))
             assert in_run is not None, "the stage before saved it"
             own = {name.removeprefix(f"{case.name}-"): arrays for name, arrays in done.items()}
-            own |= {"crowd": crowd_arrays(case.crowd), "in_run": in_run, "played": {"dtype": np.array(parts.name)}}
+            own |= {"crowd": crowd_arrays(case.crowd), "in_run": in_run, "played": {"dtype": np.array(engine.dtype)}}
             keep_adapters(run, parts / "adapters", case)
             save_arrays(
                 saved(run, case), {f"{of}/{name}": a for of, arrays in own.items() for name, a in arrays.items()}

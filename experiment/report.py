@@ -304,7 +304,7 @@ def _reproduction(page: Page, record: Mapping[str, Any]) -> Markup:
             hashes |= {f"{key}: {name}".removesuffix(": "): str(one) for name, one in named.items()}
     shown_elsewhere = {*RECORD_OF_THE_RUN, *SAID_OF_THE_RUN}
     settings = {
-        key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        key: in_words(value)
         for key, value in record.items()
         if key not in shown_elsewhere and not key.endswith("sha256")
     }
@@ -320,6 +320,13 @@ def _reproduction(page: Page, record: Mapping[str, Any]) -> Markup:
         if rows
     ]
     return PARTS.reproduction(record, where, commands, facts, page.files)
+
+
+def in_words(value: Any) -> str:
+    """A setting of run.json in one line."""
+    if isinstance(value, dict):
+        value = [f"{name}: {one}" for name, one in value.items()]
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def own_arguments(arguments: Sequence[str]) -> list[str]:

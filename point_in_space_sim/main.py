@@ -22,7 +22,7 @@ from experiment.tables import write_table
 from point_in_space_sim import results
 from point_in_space_sim.corpus import Corpus, load_corpus
 from point_in_space_sim.engine.assets import cache_folder
-from point_in_space_sim.engine.base_model import BaseModel, pick_device
+from point_in_space_sim.engine.base_model import BaseModel, dtype_name, pick_device
 from point_in_space_sim.engine.fine_tuning import write_chat_jsonl
 from point_in_space_sim.engine.options import engine_settings
 from point_in_space_sim.engine.recipes import Averaged, Sampled, Tuned
@@ -199,7 +199,7 @@ def models_identity(base: BaseModel, mapper: Mapper) -> dict[str, Any]:
     """What decides a run's results of its models: by their content, and how they are used."""
     return {
         "device": base.device.type,
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "dtype": dtype_name(base.dtype),
         "rendered_prompt": base.rendered_prompt,
         "mapper": mapper.name,
         "mapper_sha256": mapper.sha256,

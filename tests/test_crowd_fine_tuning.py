@@ -40,7 +40,7 @@ from crowd_fine_tuning_sim.verification import check_shapley
 from experiment.errors import InputError
 from experiment.run_folder import load_arrays, output_hashes, save_arrays
 from experiment.verify import verify_run
-from point_in_space_sim.engine.base_model import native_dtype
+from point_in_space_sim.engine.base_model import dtype_name, native_dtype
 from point_in_space_sim.engine.recipes import Request, Sampled, Tuned, name_of
 from tests.tiny_models import save_tiny_world
 from user_grouping_evaluation_sim.competition import NONE, Rules, Shares, compete
@@ -50,7 +50,7 @@ from user_grouping_evaluation_sim.payout import allotted
 from user_grouping_evaluation_sim.scoring import attributed, marginal, ranked
 
 ROOT = Path(__file__).resolve().parents[1]
-NATIVE = str(native_dtype(torch.device("cpu"))).removeprefix("torch.")
+NATIVE = dtype_name(native_dtype(torch.device("cpu")))
 PEOPLE = [tuple(f"text {i} of person {k}" for i in range(4)) for k in range(5)]
 TURNED = [tuple(f"other text {i} of person 0" for i in range(4)), *PEOPLE[1:]]
 
@@ -578,6 +578,8 @@ def test_cases_of_another_precision_are_added_to(call, run, tmp_path):
         call(folder, "--num-seeds", 2, *options)
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         assert record["dtype"] == {"joy-crowd-1-seed-0": "float16", "joy-crowd-1-seed-1": NATIVE}
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert f"joy-crowd-1-seed-0: float16, joy-crowd-1-seed-1: {NATIVE}" in page
         assert tables(folder) == tables(run) and verify_run(folder) == ([], [])
         (folder / "summary.csv").write_text("")
     (folder / "run.json").write_text(json.dumps(record | {"dtype": NATIVE}))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from experiment.errors import InputError
-from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, load_base_model
+from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, dtype_name, load_base_model, native_dtype
 from point_in_space_sim.engine.fine_tuning import (
     Adapter,
     _trainable,
@@ -35,7 +35,7 @@ from point_in_space_sim.engine.layers import run_layers, use_low_rank_products
 from point_in_space_sim.engine.recipes import Averaged, Request, Tuned, name_of
 from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
 from point_in_space_sim.engine.stacked import tune_stacked
-from point_in_space_sim.engine.variants import Engine, base_of, forget_base_models, fulfilment
+from point_in_space_sim.engine.variants import Engine, base_of, fulfilment
 from point_in_space_sim.mapper import load_mapper
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama, save_tiny_world
 
@@ -318,6 +318,7 @@ def engine(world, tmp_path):
         base_model=str(world / "llama"),
         prompt=PROMPT,
         device="cpu",
+        dtype=dtype_name(native_dtype(torch.device("cpu"))),
         tuning=TuningSettings(layers=2, rank=2, epochs=2, batch_size=2),
         sampling=SamplingSettings(max_new_tokens=6),
         samples=3,
@@ -400,7 +401,7 @@ def test_owners_are_served_in_their_order_and_the_longest_request_first(engine, 
 
 
 @pytest.mark.parametrize("stack", [2, 64])
-def test_models_made_together_are_those_made_alone(engine, mapper, tmp_path, stack, monkeypatch, request):
+def test_models_made_together_are_those_made_alone(engine, mapper, tmp_path, stack, monkeypatch):
     """Stacks of any size, one of them with too little memory for more than two models at once."""
     sizes = []
 
@@ -412,9 +413,7 @@ def test_models_made_together_are_those_made_alone(engine, mapper, tmp_path, sta
 
     monkeypatch.setattr("point_in_space_sim.engine.stacked.tune_stacked", tight)
     # A processor that computes in bfloat16 would round the two ways differently.
-    monkeypatch.setattr("point_in_space_sim.engine.base_model.native_dtype", lambda device: torch.float32)
-    forget_base_models()
-    request.addfinalizer(forget_base_models)
+    engine = replace(engine, dtype="float32")
     requests = [order for number in (0, 1) for order in requests_of(number)]
     together = fulfilled(replace(engine, stack=stack), mapper, tmp_path / "together", requests)
     alone = fulfilled(engine, mapper, tmp_path / "alone", requests)

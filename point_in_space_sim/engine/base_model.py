@@ -234,6 +234,11 @@ def native_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As it stands in run.json: float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct as a plain transformers folder, converted once from the pinned wheel's GGUF file."""
     folder = smollm2_cache()

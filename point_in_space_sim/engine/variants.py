@@ -28,7 +28,7 @@ from experiment.errors import InputError
 from experiment.parallel import workers
 from experiment.run_folder import load_arrays, save_arrays
 from point_in_space_sim.engine import stacked
-from point_in_space_sim.engine.base_model import BaseModel, load_base_model, native_dtype
+from point_in_space_sim.engine.base_model import BaseModel, dtype_name, load_base_model, native_dtype
 from point_in_space_sim.engine.fine_tuning import (
     Adapter,
     FrozenActivations,
@@ -71,11 +71,11 @@ class Engine:
     base_model: str
     prompt: str
     device: str
+    dtype: str  # of weights and activations, as torch names it
     tuning: TuningSettings
     sampling: SamplingSettings
     samples: int  # comments a sample
     stack: int = 1  # models that are made together
-    dtype: str | None = None  # of weights and activations; None: what the device multiplies natively
 
 
 def engine_of(
@@ -83,8 +83,8 @@ def engine_of(
 ) -> Engine:
     """The engine that a command line asks for, in this machine's dtype, whatever a worker's own is."""
     stack = STACK if device.startswith("cuda") else 1
-    dtype = str(native_dtype(torch.device(device))).removeprefix("torch.")
-    return Engine(options.base_model, options.prompt, device, tuning, sampling, samples, stack, dtype)
+    dtype = dtype_name(native_dtype(torch.device(device)))
+    return Engine(options.base_model, options.prompt, device, dtype, tuning, sampling, samples, stack)
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ def return_large_memory_at_once() -> None:
 def leave_models_to_workers(options: EngineOptions) -> None:
     """Forgets this process's base model where workers load their own."""
     if options.jobs > 1 or options.backend in ("dask", "ray"):
-        forget_base_models()
+        _cached_base_model.cache_clear()
     return_memory()
 
 
@@ -423,14 +423,10 @@ def base_of(engine: Engine) -> BaseModel:
 
 
 @lru_cache(maxsize=4)
-def _cached_base_model(name: str, device: str, prompt: str, dtype: str | None) -> BaseModel:
+def _cached_base_model(name: str, device: str, prompt: str, dtype: str) -> BaseModel:
     gc.collect()
     gc.freeze()  # modules, most of all: the searches for cycles after each model need not go through them
-    return load_base_model(name, device, None if dtype is None else getattr(torch, dtype), prompt)
-
-
-def forget_base_models() -> None:
-    _cached_base_model.cache_clear()
+    return load_base_model(name, device, getattr(torch, dtype), prompt)
 
 
 @lru_cache(maxsize=16)  # a few games side by side
