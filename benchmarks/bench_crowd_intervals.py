@@ -5,17 +5,18 @@ and pay are compared with the Shapley values of these vectors' game. The mean ov
 target, is the truth; few of them are drawn again and again, as many for each target, and summarised as summary.csv is.
 
     python benchmarks/bench_crowd_intervals.py
-    python benchmarks/bench_crowd_intervals.py --population 600 --repeats 20000
+    python benchmarks/bench_crowd_intervals.py --population 600 --repeats 10000
 """
 
 import argparse
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
 from crowd_fine_tuning_sim.crowds import load_source, simulated_crowd
 from crowd_fine_tuning_sim.pay import misallocated
-from crowd_fine_tuning_sim.results import range_of
+from crowd_fine_tuning_sim.results import interval_over_crowds
 from crowd_fine_tuning_sim.settings import PRESETS, Settings, kinds_of
 from experiment.statistics import mean_interval
 from point_in_space_sim.engine.assets import cache_folder
@@ -69,19 +70,24 @@ def population(settings: Settings, per_target: int) -> np.ndarray:
     return found
 
 
-def coverage(values: np.ndarray, quantity: str, crowds: int, repeats: int, rng: np.random.Generator) -> float:
-    """values: (targets, crowds), NaN where a crowd has none."""
+def coverage(values: np.ndarray, quantity: str, crowds: int, repeats: int, rng: np.random.Generator) -> str:
+    """That of ours and of Student's, with their mean lengths. values: (targets, crowds), NaN where a crowd has none."""
     each = crowds // len(values)
     drawn = np.concatenate([own[rng.integers(len(own), size=(repeats, each))] for own in values], axis=1)
     truth = np.nanmean(values)
-    _, low, high = np.clip(mean_interval(drawn), *range_of(quantity))
-    return float(((low <= truth) & (truth <= high))[np.isfinite(low)].mean())
+    said = []
+    for interval in (partial(interval_over_crowds, quantity), mean_interval):
+        low, high = np.array([interval(own)[1:] for own in drawn]).T
+        known = np.isfinite(low)
+        held = ((low <= truth) & (truth <= high))[known].mean()
+        said.append(f"{held:.1%} (length {(high - low)[known].mean():.2f})")
+    return f"{crowds} crowds: {said[0]}, Student's {said[1]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--population", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=4_000)
     given = parser.parse_args()
     settings = Settings(**PRESETS["reference"])
     found = population(settings, given.population // len(settings.target_emotion))
@@ -89,8 +95,9 @@ def main() -> None:
     for column, scoring in enumerate(settings.scoring):
         for which, quantity in enumerate(QUANTITIES):
             values = found[:, :, column, which]
-            held = ", ".join(f"{coverage(values, quantity, n, given.repeats, rng):.1%} of {n}" for n in CROWDS)
-            print(f"{scoring}, {quantity}: mean {np.nanmean(values):.2f}, 95 % intervals hold it: {held} crowds")
+            print(f"{scoring}, {quantity}: mean {np.nanmean(values):.2f}; 95 % intervals hold it, of")
+            for n in CROWDS:
+                print("   ", coverage(values, quantity, n, given.repeats, rng), flush=True)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main(settings: Settings) -> None:
     folder = settings.output_dir or RESULTS / settings.preset
     with naming("--device"):
         device = str(pick_device(settings.device))
-    tell(describe(settings, device))
+    tell(describe(settings, folder, device))
     if settings.dry_run:
         tell(f"results would go to {folder}")
         return
@@ -196,30 +196,33 @@ def is_complete(folder: Path, asked: Sequence[str], finished: bool, redo: bool) 
 
 
 def work_of(settings: Settings) -> Work:
-    """Of one case: texts tuned on in one epoch, texts sampled, models that can be made at once."""
+    """Of one case."""
     n, held = settings.num_users, settings.texts_per_user
     combinations = len(settings.grouping) * len(settings.metric) * len(settings.scoring)
     variants = combinations * settings.num_rounds * (settings.num_groups + 0.5)  # a merged one in some rounds
-    tuned, sampled = variants * settings.budget, variants + combinations * (settings.num_rounds + REPORTED)
+    tuned, draws = variants * settings.budget, variants + combinations * (settings.num_rounds + REPORTED)
     retrained = retrained_coalitions(settings)
     tuned += retrained * held * n / 2 + 4 * held * n
     audited = 0
     if retrained:
         left_out = n if settings.reference == "exact" else 0
         audited, tuned = n + 2 + left_out, tuned + (2 * n + left_out * (n - 1)) * held
-    return Work(round(tuned), round((sampled + retrained + audited + 4 * REPORTED) * settings.samples), 2**n)
+    draws = round(draws + retrained + audited + 4 * REPORTED)
+    return Work(round(tuned), draws, draws * settings.samples, 2**n)
 
 
-def describe(settings: Settings, device: str) -> str:
-    """The first line of a run: what, on what, how long."""
-    cases = len(settings.target_emotion) * settings.num_crowds * settings.num_seeds
-    seconds = estimated_seconds(work_of(settings), settings.epochs, cases, settings.jobs, device)
+def describe(settings: Settings, folder: Path, device: str) -> str:
+    """The first line of a run: what, on what, how long what is left of it takes."""
+    keys = case_keys(settings.target_emotion, settings.num_crowds, settings.num_seeds, settings.seed)
+    there = sum((folder / CASES / f"{case_name(*key)}.npz").exists() for key in keys if not settings.overwrite)
+    seconds = estimated_seconds(work_of(settings), settings.epochs, len(keys) - there, settings.jobs, device)
     how_many = {"exact": "all ", "sampled": "", "none": ""}[settings.reference] + str(retrained_coalitions(settings))
     combinations = len(settings.grouping) * len(settings.metric) * len(settings.scoring)
+    before = f"({there} finished before) " if there else ""
     return (
-        f"{', '.join(settings.target_emotion)}: {cases} repetition{'s' * (cases > 1)} of {settings.num_users} people "
-        f"with {settings.texts_per_user} texts each ({settings.crowd}); {combinations} combinations of "
-        f"{settings.num_rounds} rounds in {settings.num_groups} groups; {how_many} coalitions "
+        f"{', '.join(settings.target_emotion)}: {len(keys)} repetition{'s' * (len(keys) > 1)} {before}of "
+        f"{settings.num_users} people with {settings.texts_per_user} texts each ({settings.crowd}); {combinations} "
+        f"combinations of {settings.num_rounds} rounds in {settings.num_groups} groups; {how_many} coalitions "
         f"retrained; {settings.base_model} on {device}, {in_words(seconds)}"
     )
 

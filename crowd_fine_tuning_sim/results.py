@@ -24,7 +24,7 @@ from crowd_fine_tuning_sim.reliability import (
 )
 from crowd_fine_tuning_sim.retraining import static_game, values_of
 from crowd_fine_tuning_sim.settings import MOST_USERS_EXACT, Settings
-from experiment.statistics import mean_interval
+from experiment.statistics import correlation_interval, mean_interval
 from point_in_space_sim.target import distances_to
 
 Tables = dict[str, pd.DataFrame]
@@ -239,17 +239,21 @@ def correlations(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(pearsonr(a, b)[0]), float(spearmanr(a, b)[0])
 
 
-def range_of(quantity: str) -> tuple[float, float]:
-    """Where a quantity of summary.csv, or a difference of two, can be."""
-    if quantity == "misallocation":
-        return 0.0, 1.0
-    bounded = ("pearson", "spearman", "misallocation", "distinct")
-    return (-1.0, 1.0) if quantity.startswith(bounded) else (-np.inf, np.inf)
+def interval_over_crowds(quantity: str, values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of a quantity of summary.csv over crowds (crowds,), NaN where one has none, and its 95 % interval: of
+    correlations through Fisher's z, else Student's, cut off where the quantity, or a difference of two, cannot be."""
+    if quantity in ("pearson", "spearman"):
+        return correlation_interval(values)
+    bounds = (-np.inf, np.inf)
+    if quantity.startswith(("misallocation", "distinct")):
+        bounds = (0.0 if quantity == "misallocation" else -1.0, 1.0)
+    mean, low, high = np.clip(mean_interval(values), *bounds)
+    return float(mean), float(low), float(high)
 
 
 def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame:
-    """summary.csv: means over the crowds that have the quantity (of each crowd over its seeds) with Student's 95 %
-    intervals, cut off where the quantity cannot be: over crowds like these, dealt for these targets.
+    """summary.csv: means over the crowds that have the quantity (of each crowd over its seeds) with 95 %
+    intervals (interval_over_crowds): over crowds like these, dealt for these targets.
 
     quantity: pearson, spearman, misallocation, models; misallocation - equal, less that of equal shares in the same
     crowd and seed; or value - ..., distinct - ...: of a competition's last model less another's, of fresh samples.
@@ -259,8 +263,7 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
 
     def put(key: Sequence[Any], quantity: str, own: pd.DataFrame, column: str) -> None:
         means = own.groupby(["target", "crowd"])[column].mean().to_numpy()
-        ends = np.clip(mean_interval(means), *range_of(quantity))
-        rows.append([*key, quantity, int(np.isfinite(means).sum()), *map(float, ends)])
+        rows.append([*key, quantity, int(np.isfinite(means).sum()), *interval_over_crowds(quantity, means)])
 
     equal = agreement[agreement["what"] == "equal"].set_index([*CASE, "metric"])["misallocation"].rename("equal")
     agreement = agreement.join(equal, on=[*CASE, "metric"])

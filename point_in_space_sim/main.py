@@ -54,11 +54,12 @@ from point_in_space_sim.target import (
 
 RESULTS = ROOT / "results" / "point_in_space_sim"
 
-# SmolLM2-135M: seconds a comment and epoch, seconds a sample, on a device that multiplies matrices at this rate (one
-# core; a GPU); and seconds to load the models, and to start other processes that do.
-SECONDS_TUNED, SECONDS_SAMPLED, REFERENCE_RATE = (
+# SmolLM2-135M: seconds a comment and epoch, a sample, and a comment in it, on a device that multiplies matrices at this
+# rate (one core; a GPU); and seconds to load the models, and to start other processes that do.
+SECONDS_TUNED, SECONDS_A_DRAW, SECONDS_SAMPLED, REFERENCE_RATE = (
     {"cpu": 0.11, "cuda": 0.001},
-    {"cpu": 0.09, "cuda": 0.001},
+    {"cpu": 1.4, "cuda": 0},
+    {"cpu": 0.1, "cuda": 0.001},
     {"cpu": 100e9, "cuda": 700e12},
 )
 SECONDS_TO_START, SECONDS_TO_START_WORKERS = 12, 15
@@ -141,7 +142,8 @@ def estimated_seconds(work: Work, epochs: int, games: int, jobs: int, device: st
     kind = "cuda" if device.startswith("cuda") else "cpu"
     slower = REFERENCE_RATE[kind] / measured_rate(device)
     at_once = min(jobs, max(torch.cuda.device_count(), 1) if kind == "cuda" else work.at_once)
-    a_game = (work.tuned * epochs * SECONDS_TUNED[kind] + work.sampled * SECONDS_SAMPLED[kind]) / at_once
+    sampling = work.draws * SECONDS_A_DRAW[kind] + work.sampled * SECONDS_SAMPLED[kind]
+    a_game = (work.tuned * epochs * SECONDS_TUNED[kind] + sampling) / at_once
     start = SECONDS_TO_START + SECONDS_TO_START_WORKERS * (at_once > 1)
     return (start + games * a_game) * slower
 

@@ -314,9 +314,10 @@ def play(
 
 @dataclass(frozen=True)
 class Work:
-    """What a game takes: comments tuned on in one epoch, comments sampled, and models that can be made at once."""
+    """What a game takes: comments tuned on in one epoch, samples and the comments in them, models made at once."""
 
     tuned: int
+    draws: int
     sampled: int
     at_once: int
 
@@ -345,4 +346,4 @@ def work_of(protocols: Sequence[str], pool: Pool, generations: int, variants: in
         return found
 
     list(play([Game("", pool, np.zeros(len(EMOTIONS)), 0, generations, variants)], count, protocols))
-    return Work(sum(made.values()), samples * len(drawn), at_once)
+    return Work(sum(made.values()), len(drawn), samples * len(drawn), at_once)

@@ -24,7 +24,7 @@ from crowd_fine_tuning_sim.crowds import Crowd, Person
 from crowd_fine_tuning_sim.plays import plays_of
 from crowd_fine_tuning_sim.plots import agreement_figure, people_figure, progress_figure
 from crowd_fine_tuning_sim.report_page import people
-from crowd_fine_tuning_sim.results import run_tables, summary_table
+from crowd_fine_tuning_sim.results import interval_over_crowds, run_tables, summary_table
 from crowd_fine_tuning_sim.retraining import (
     all_coalitions,
     exact_shapley,
@@ -39,6 +39,7 @@ from crowd_fine_tuning_sim.text_world import Streams, TextWorld, draw_texts
 from crowd_fine_tuning_sim.verification import check_shapley
 from experiment.errors import InputError
 from experiment.run_folder import load_arrays, output_hashes, save_arrays
+from experiment.statistics import correlation_interval
 from experiment.verify import verify_run
 from point_in_space_sim.engine.base_model import dtype_name, native_dtype
 from point_in_space_sim.engine.recipes import Request, Sampled, Tuned, name_of
@@ -400,9 +401,19 @@ def test_the_summary_counts_crowds_with_a_value_and_pairs_pay_with_equal_pay():
     of_points = summary.loc["points"]
     assert of_points.loc["pearson", "crowds"] == 2 and of_points.loc["models", "crowds"] == 3
     assert of_points.loc["pearson", "value"] == pytest.approx((0.25 + 0.65) / 2)
-    assert of_points.loc["pearson", ["low", "high"]].tolist() == [-1, 1]  # 2.54 on either side is no correlation
+    through_z = correlation_interval(np.array([0.25, 0.65]))
+    assert of_points.loc["pearson", ["value", "low", "high"]].tolist() == pytest.approx(through_z)
     pairs = of_points.loc["misallocation - equal"]
     assert pairs["value"] == pytest.approx(-0.11) and pairs["high"] == pytest.approx(-0.11 + 0.127062, abs=1e-5)
+
+
+def test_intervals_end_where_a_quantity_cannot_be():
+    """Student's over two crowds: 12.7 times half their difference on either side."""
+    far = np.array([0.1, 0.9])
+    assert interval_over_crowds("misallocation", far) == (0.5, 0.0, 1.0)
+    assert interval_over_crowds("misallocation - equal", far) == (0.5, -1.0, 1.0)
+    assert interval_over_crowds("value - base", far) == pytest.approx((0.5, 0.5 - 5.08248, 0.5 + 5.08248), abs=1e-4)
+    assert np.isnan(interval_over_crowds("misallocation", far[:1])[1:]).all()
 
 
 def test_the_error_of_a_mean_over_seeds_is_that_of_a_mean():
@@ -549,6 +560,7 @@ def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, tmp_pa
     assert "already complete" in call(folder)[0]
     case = folder / "cases" / "joy-crowd-1-seed-0.npz"
     held = case.read_bytes()
+    assert "joy: 2 repetitions (1 finished before) of 3 people" in call(folder, "--num-seeds", 2, "--dry-run")[0]
     call(folder, "--num-seeds", 2)
     assert tables(folder) == tables(run) != one and case.read_bytes() == held
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from experiment.figures import legend_below, new_figure
-from experiment.statistics import mean_interval
+from experiment.statistics import correlation_interval, mean_interval
 from user_grouping_evaluation_sim import plots, tables
 from user_grouping_evaluation_sim.main import main
 from user_grouping_evaluation_sim.settings import Settings
@@ -33,6 +33,42 @@ def test_mean_interval_leaves_out_nan():
     np.testing.assert_array_equal(mean, [5, np.nan])
     assert np.isnan(low).all()
     assert np.isnan(high).all()
+
+
+def test_correlation_interval_is_its_literal_simulation():
+    """Mean and deviation of z drawn by what Student's theory says of them, and tanh averaged over draws of a normal."""
+    values, rng = np.array([0.91, 0.86, np.nan, 0.96, 0.59, -0.1]), np.random.default_rng(0)
+    z = np.arctanh(values[np.isfinite(values)])
+    drawn = []
+    for _ in range(4000):
+        deviation = z.std(ddof=1) * np.sqrt(4 / rng.chisquare(4))
+        centre = rng.normal(z.mean(), deviation / np.sqrt(5))
+        drawn.append(np.tanh(rng.normal(centre, deviation, 400)).mean())
+    mean, low, high = correlation_interval(values)
+    assert mean == np.nanmean(values)
+    assert (low, high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+    assert correlation_interval(-values) == pytest.approx((-mean, -high, -low))
+
+
+def test_correlation_intervals_cover_where_students_do_not():
+    """Six units, most near 1: the mean of tanh over their normal z, by a million draws."""
+    rng = np.random.default_rng(1)
+    truth = np.tanh(rng.normal(1.6, 0.8, 10**6)).mean()
+    drawn = np.tanh(rng.normal(1.6, 0.8, (1000, 6)))
+    held, students = (
+        np.mean([low <= truth <= high for _, low, high in map(interval, drawn)])
+        for interval in (correlation_interval, mean_interval)
+    )
+    assert students < 0.92 < 0.93 < held < 0.97
+
+
+def test_correlation_interval_of_few_or_equal_units():
+    assert np.isnan(correlation_interval(np.array([np.nan, np.nan]))).all()
+    mean, *ends = correlation_interval(np.array([0.4, np.nan]))
+    assert mean == 0.4 and np.isnan(ends).all()
+    np.testing.assert_allclose(correlation_interval(np.full(3, 0.4)), 0.4)
+    mean, low, high = correlation_interval(np.array([1.0, 1.0, 0.5]))  # of two or three users
+    assert -1 < low < mean < high < 1
 
 
 def test_correlations_are_scipys():

@@ -221,11 +221,10 @@ def tournament_figure(table: pd.DataFrame) -> Figure:
     figure, axes = new_figure(1, 1, width=5.4, height=3.4)
     honest = table[table["strategy"] == incentives.honest.__name__]
     for number, (scheme, own) in enumerate(honest.groupby("scheme", sort=False)):
-        mean, low, high = mean_interval(own.pivot(index="generation", columns="run", values="share").to_numpy())
-        steps = np.arange(1, len(mean) + 1)
         style: dict[str, Any] = {"color": COLOURS[number], "linestyle": LINES[number % len(LINES)]}
-        axes[0, 0].plot(steps, mean, marker=MARKERS[number], ms=3, label=scheme, **style)
-        axes[0, 0].fill_between(steps, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
+        axes[0, 0].plot(own["generation"], own["share"], marker=MARKERS[number], ms=3, label=scheme, **style)
+        band = own["share_low"], own["share_high"]
+        axes[0, 0].fill_between(own["generation"], *band, color=COLOURS[number], alpha=0.15, linewidth=0)
     axes[0, 0].axhline(1 / len(TOURNAMENT), color="black", linewidth=0.6, linestyle=":")
     axes[0, 0].set_ylim(0, 1)
     axes[0, 0].set_xlabel("generation")
@@ -234,13 +233,12 @@ def tournament_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def equilibria(table: pd.DataFrame) -> pd.DataFrame:
-    """equilibrium.csv: every strategy's mean share over the last generations, with intervals over crowds."""
-    late = table[table["generation"] > GENERATIONS - SETTLED]
-    by_run = late.groupby(["scheme", "strategy", "run"], sort=False)["share"].mean()
+def shares_over_crowds(table: pd.DataFrame, *key: str) -> pd.DataFrame:
+    """Of each `key`, the mean over generations of the share, with its interval over crowds."""
+    by_run = table.groupby([*key, "run"], sort=False)["share"].mean()
     rows = [
-        {"scheme": scheme, "strategy": strategy, **measured("share", own.to_numpy())}
-        for (scheme, strategy), own in by_run.groupby(["scheme", "strategy"], sort=False)
+        {**dict(zip(key, values, strict=True)), **measured("share", own.to_numpy())}
+        for values, own in by_run.groupby([*key], sort=False)
     ]
     return pd.DataFrame(rows)
 
@@ -258,17 +256,19 @@ def main(settings: Settings) -> None:
     apart = [("random", "l2", scoring, noise) for scoring in SCORINGS for noise in (0.0, 0.0202)]
     schemes = ["equal pay", "marginal", "ranked", "attributed"]
     games = pd.concat(mapped(tournament, schemes, "tournament"), ignore_index=True)
+    late = games[games["generation"] > GENERATIONS - SETTLED]
     tables = {
         "noise": pd.DataFrame(mapped(under_noise, noisy, "noise")),
         "pay_and_steering": pd.DataFrame(mapped(under_noise, apart, "pay and steering")),
         "coverage": pd.DataFrame(mapped(coverage, [0.0, 0.0202, 0.0404], "intervals")),
-        "equilibrium": equilibria(games),
+        "tournament": shares_over_crowds(games, "scheme", "strategy", "generation"),
+        "equilibrium": shares_over_crowds(late, "scheme", "strategy"),
         "quotient": pd.DataFrame(mapped(merging, list(TOLERANCES), "copies")),
     }
     for name, table in tables.items():
         write_table(table, folder, name, "%.6g")
     save_figure(noise_figure(tables["noise"]), folder, "noise")
-    save_figure(tournament_figure(games), folder, "tournament")
+    save_figure(tournament_figure(tables["tournament"]), folder, "tournament")
     print(f"results: {folder}")
 
 
