@@ -27,10 +27,10 @@ from user_grouping_evaluation_sim.metrics import l2
 from user_grouping_evaluation_sim.preferences import Crowd
 from user_grouping_evaluation_sim.scoring import SCORINGS
 from user_grouping_evaluation_sim.shapley import shapley_values
-from user_grouping_evaluation_sim.tables import pearson
+from user_grouping_evaluation_sim.tables import pearson, spearman
 from user_grouping_evaluation_sim.vector_world import simulate
 
-QUANTITIES = ("pearson", "misallocation", "misallocation - equal")
+QUANTITIES = ("pearson", "spearman", "misallocation", "misallocation - equal")
 CROWDS = (3, 6, 12, 24)
 SEED = 9000
 
@@ -65,13 +65,15 @@ def population(settings: Settings, per_target: int) -> np.ndarray:
                 rounds = np.random.default_rng((SEED, row, number, 1))
                 played = simulate(world, GROUPINGS["random"], l2, SCORINGS[scoring], rules, rounds)
                 astray = misallocated(played.pay[0], shapley)
-                found[row, number, column] = pearson(played.points[0], shapley), astray, astray - equal
+                points = played.points[0]
+                found[row, number, column] = pearson(points, shapley), spearman(points, shapley), astray, astray - equal
             bar.update()
     return found
 
 
 def coverage(values: np.ndarray, quantity: str, crowds: int, repeats: int, rng: np.random.Generator) -> str:
-    """That of ours and of Student's, with their mean lengths. values: (targets, crowds), NaN where a crowd has none."""
+    """Coverage and mean length of summary.csv's intervals and of Student's, in words. values: (targets, crowds), NaN
+    where a crowd has none."""
     each = crowds // len(values)
     drawn = np.concatenate([own[rng.integers(len(own), size=(repeats, each))] for own in values], axis=1)
     truth = np.nanmean(values)

@@ -212,9 +212,10 @@ def work_of(settings: Settings) -> Work:
 
 
 def describe(settings: Settings, folder: Path, device: str) -> str:
-    """The first line of a run: what, on what, how long what is left of it takes."""
+    """The first line of a run: what, on what, how long the repetitions take that are not finished."""
     keys = case_keys(settings.target_emotion, settings.num_crowds, settings.num_seeds, settings.seed)
-    there = sum((folder / CASES / f"{case_name(*key)}.npz").exists() for key in keys if not settings.overwrite)
+    files = [folder / CASES / f"{case_name(*key)}.npz" for key in keys]
+    there = 0 if settings.overwrite else sum(path.exists() for path in files)
     seconds = estimated_seconds(work_of(settings), settings.epochs, len(keys) - there, settings.jobs, device)
     how_many = {"exact": "all ", "sampled": "", "none": ""}[settings.reference] + str(retrained_coalitions(settings))
     combinations = len(settings.grouping) * len(settings.metric) * len(settings.scoring)

@@ -54,14 +54,12 @@ from point_in_space_sim.target import (
 
 RESULTS = ROOT / "results" / "point_in_space_sim"
 
-# SmolLM2-135M: seconds a comment and epoch, a sample, and a comment in it, on a device that multiplies matrices at this
-# rate (one core; a GPU); and seconds to load the models, and to start other processes that do.
-SECONDS_TUNED, SECONDS_A_DRAW, SECONDS_SAMPLED, REFERENCE_RATE = (
-    {"cpu": 0.11, "cuda": 0.001},
-    {"cpu": 1.4, "cuda": 0},
-    {"cpu": 0.1, "cuda": 0.001},
-    {"cpu": 100e9, "cuda": 700e12},
-)
+# Of SmolLM2-135M on a device that multiplies matrices at REFERENCE_RATE (one core; a GPU).
+REFERENCE_RATE = {"cpu": 100e9, "cuda": 700e12}
+SECONDS_TUNED = {"cpu": 0.11, "cuda": 0.001}  # a comment and epoch
+SECONDS_A_DRAW = {"cpu": 1.4, "cuda": 0}  # a sample, however many comments it has
+SECONDS_SAMPLED = {"cpu": 0.1, "cuda": 0.001}  # each of them
+# To load the models, and to start other processes that do.
 SECONDS_TO_START, SECONDS_TO_START_WORKERS = 12, 15
 
 
@@ -138,7 +136,7 @@ def plan(settings: Settings, work: Work, device: str) -> str:
 
 
 def estimated_seconds(work: Work, epochs: int, games: int, jobs: int, device: str) -> float:
-    """From the number of comments tuned on and sampled, and a measurement of the device's matrix products."""
+    """From the comments tuned on, samples and comments in them, and a measurement of the device's matrix products."""
     kind = "cuda" if device.startswith("cuda") else "cpu"
     slower = REFERENCE_RATE[kind] / measured_rate(device)
     at_once = min(jobs, max(torch.cuda.device_count(), 1) if kind == "cuda" else work.at_once)

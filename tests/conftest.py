@@ -24,7 +24,7 @@ def warm():
     command_line.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """The address of a dask scheduler with two worker processes."""
     contact = tmp_path_factory.mktemp("cluster") / "scheduler.json"

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.text import Text
 
+from crowd_fine_tuning_sim import main
 from crowd_fine_tuning_sim.asking import play_together
 from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Case, played_case
 from crowd_fine_tuning_sim.crowds import Crowd, Person
@@ -560,7 +561,6 @@ def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, tmp_pa
     assert "already complete" in call(folder)[0]
     case = folder / "cases" / "joy-crowd-1-seed-0.npz"
     held = case.read_bytes()
-    assert "joy: 2 repetitions (1 finished before) of 3 people" in call(folder, "--num-seeds", 2, "--dry-run")[0]
     call(folder, "--num-seeds", 2)
     assert tables(folder) == tables(run) != one and case.read_bytes() == held
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -572,6 +572,18 @@ def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, tmp_pa
     for options in (("--num-seeds", 3), ("--num-seeds", 2, "--redo-tables")):
         assert "cases/joy-crowd-1-seed-0.npz: is not as the run wrote it" in call(folder, *options, check=2)[1]
     assert tables(folder) == tables(run)
+
+
+def test_a_dry_run_counts_what_is_left(monkeypatch, tmp_path):
+    counted = []
+    monkeypatch.setattr(main, "estimated_seconds", lambda work, epochs, games, *others: counted.append(games) or 60.0)
+    asked = Settings(num_crowds=2, num_seeds=2)
+    assert ": 4 repetitions of 6 people" in main.describe(asked, tmp_path, "cpu")
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases" / "joy-crowd-2-seed-0.npz").touch()
+    assert ": 4 repetitions (1 finished before) of 6 people" in main.describe(asked, tmp_path, "cpu")
+    assert ": 4 repetitions of 6 people" in main.describe(replace(asked, overwrite=True), tmp_path, "cpu")
+    assert counted == [4, 3, 4]
 
 
 def test_cases_of_another_precision_are_added_to(call, run, tmp_path):

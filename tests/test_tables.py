@@ -47,7 +47,29 @@ def test_correlation_interval_is_its_literal_simulation():
     mean, low, high = correlation_interval(values)
     assert mean == np.nanmean(values)
     assert (low, high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
-    assert correlation_interval(-values) == pytest.approx((-mean, -high, -low))
+    assert correlation_interval(-values) == pytest.approx((-mean, -high, -low), abs=0.01)
+
+
+@pytest.mark.parametrize("count, tolerance", [(2, 0.06), (3, 0.03), (6, 0.03), (300, 0.03)])
+def test_correlation_interval_of_like_units_is_students(count, tolerance):
+    """Where tanh is straight."""
+    values = 0.3 + 1e-4 * np.random.default_rng(2).normal(size=count)
+    mean, low, high = correlation_interval(values)
+    _, students_low, students_high = mean_interval(values)
+    assert (mean - low, high - mean) == pytest.approx((mean - students_low, students_high - mean), rel=tolerance)
+
+
+@pytest.mark.parametrize("values", [(-0.2, 0.9), (0.99, 0.3, 0.97)])
+def test_correlation_interval_of_few_units_that_lie_apart(values):
+    """Deviations many times the units' own: by other pairs, and means over quantiles of the normal distribution."""
+    z, count, pairs = np.arctanh(values), len(values), 5000
+    rng = np.random.default_rng(3)
+    deviation = z.std(ddof=1) * np.sqrt((count - 1) / rng.chisquare(count - 1, (pairs, 1)))
+    centre = z.mean() + deviation * rng.normal(size=(pairs, 1)) / np.sqrt(count)
+    levels = (np.arange(4000) + 0.5) / 4000
+    integrals = np.tanh(centre + deviation * stats.norm.ppf(levels)).mean(axis=1)
+    ends = np.quantile(integrals, [0.025, 0.975])
+    assert correlation_interval(np.array(values))[1:] == pytest.approx(ends, abs=0.02)
 
 
 def test_correlation_intervals_cover_where_students_do_not():
@@ -67,8 +89,9 @@ def test_correlation_interval_of_few_or_equal_units():
     mean, *ends = correlation_interval(np.array([0.4, np.nan]))
     assert mean == 0.4 and np.isnan(ends).all()
     np.testing.assert_allclose(correlation_interval(np.full(3, 0.4)), 0.4)
-    mean, low, high = correlation_interval(np.array([1.0, 1.0, 0.5]))  # of two or three users
-    assert -1 < low < mean < high < 1
+    for perfect in (np.ones(2), -np.ones(3), np.array([0.9995, 0.9997]), np.array([1.0, 1.0, 0.5])):
+        mean, low, high = correlation_interval(perfect)
+        assert -1 <= low <= mean <= high <= 1
 
 
 def test_correlations_are_scipys():

@@ -234,7 +234,7 @@ def tournament_figure(table: pd.DataFrame) -> Figure:
 
 
 def shares_over_crowds(table: pd.DataFrame, *key: str) -> pd.DataFrame:
-    """Of each `key`, the mean over generations of the share, with its interval over crowds."""
+    """Mean share with its interval over crowds: tournament.csv by generation, equilibrium.csv over the last SETTLED."""
     by_run = table.groupby([*key, "run"], sort=False)["share"].mean()
     rows = [
         {**dict(zip(key, values, strict=True)), **measured("share", own.to_numpy())}
