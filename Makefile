@@ -34,7 +34,7 @@ reference: $(VENV)/installed
 	$(BIN)/python $(SPACE)/study_pools.py
 	$(BIN)/python $(CROWD)/study_strategies.py
 	$(BIN)/python $(CROWD)/run.py --preset eight --num-seeds 1 --overwrite
-	$(BIN)/python $(CROWD)/run.py --preset people --num-seeds 1 --overwrite
+	$(BIN)/python $(CROWD)/run.py --preset people --overwrite
 	$(BIN)/python $(CROWD)/run.py --preset reference --num-seeds 1 --overwrite
 
 $(VENV)/installed: requirements.txt pyproject.toml
