@@ -196,7 +196,7 @@ def is_complete(folder: Path, asked: Sequence[str], finished: bool, redo: bool) 
 
 
 def work_of(settings: Settings) -> Work:
-    """Of one case."""
+    """What one case takes, on average where it depends on who wins."""
     n, held = settings.num_users, settings.texts_per_user
     combinations = len(settings.grouping) * len(settings.metric) * len(settings.scoring)
     variants = combinations * settings.num_rounds * (settings.num_groups + 0.5)  # a merged one in some rounds

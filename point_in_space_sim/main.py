@@ -59,7 +59,7 @@ RESULTS = ROOT / "results" / "point_in_space_sim"
 REFERENCE_RATE = {"cpu": 100e9, "cuda": 700e12}
 SECONDS_TUNED = {"cpu": 0.11, "cuda": 0.001}  # a comment and epoch
 SECONDS_A_DRAW = {"cpu": 3.5, "cuda": 0}  # a sample and the model that it is of, however small
-SECONDS_SAMPLED = {"cpu": 0.1, "cuda": 0.001}  # each of them
+SECONDS_SAMPLED = {"cpu": 0.1, "cuda": 0.001}  # a comment of a sample, on top of that
 # To load the models, and to start other processes that do.
 SECONDS_TO_START, SECONDS_TO_START_WORKERS = 12, 15
 
@@ -137,7 +137,7 @@ def plan(settings: Settings, work: Work, device: str) -> str:
 
 
 def estimated_seconds(work: Work, epochs: int, games: int, jobs: int, device: str) -> float:
-    """From the comments tuned on, samples and comments in them, and a measurement of the device's matrix products."""
+    """From what is tuned and sampled, and a measurement of the device's matrix products."""
     kind = "cuda" if device.startswith("cuda") else "cpu"
     slower = REFERENCE_RATE[kind] / measured_rate(device)
     at_once = min(jobs, max(torch.cuda.device_count(), 1) if kind == "cuda" else work.at_once)

@@ -314,7 +314,8 @@ def play(
 
 @dataclass(frozen=True)
 class Work:
-    """What a game takes: comments tuned on in one epoch, samples and the comments in them, models made at once."""
+    """What a game takes: comments tuned on in one epoch, samples, all comments in them, and models that can be made at
+    once."""
 
     tuned: int
     draws: int
