@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from crowd_fine_tuning_sim.asking import play_together
@@ -28,7 +27,7 @@ from crowd_fine_tuning_sim.cases import (
     with_other_seeds,
 )
 from crowd_fine_tuning_sim.crowds import Crowd, Source, load_source, real_crowd, simulated_crowd
-from crowd_fine_tuning_sim.in_run import tune_in_run
+from crowd_fine_tuning_sim.in_run import Task, in_run_values
 from crowd_fine_tuning_sim.pay import LEDGER, accounts_of
 from crowd_fine_tuning_sim.plays import REPORTED, plays_of
 from crowd_fine_tuning_sim.plots import write_figures
@@ -278,7 +277,7 @@ def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequ
     missing = [case for case in missing if load_arrays(in_run_part(parts, case)) is None]
     values = parallel_map(
         partial(in_run_values, engine),
-        missing,
+        [in_run_task(case) for case in missing],
         jobs=settings.jobs if engine.device == "cpu" else 1,
         backend=settings.backend,
         scheduler=settings.scheduler,
@@ -289,13 +288,9 @@ def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequ
             save_arrays(in_run_part(parts, case), {"values": found})
 
 
-def in_run_values(engine: Engine, case: Case) -> np.ndarray:
-    """(n,), in a worker."""
-    torch.set_num_threads(1)  # two on a busy machine wait for each other
-    base = base_of(engine)
-    texts = [person.texts for person in case.crowd.people]
-    validation = case.crowd.near_texts[:VALIDATION_TEXTS]
-    return tune_in_run(base, texts, validation, engine.tuning, case.streams("retraining")).values
+def in_run_task(case: Case) -> Task:
+    crowd = case.crowd
+    return [person.texts for person in crowd.people], crowd.near_texts[:VALIDATION_TEXTS], case.streams("retraining")
 
 
 def in_run_part(parts: Path, case: Case) -> Path:

@@ -188,6 +188,13 @@ def test_full_weights_are_saved_as_a_model(base, tmp_path):
     assert torch.allclose(logits_of(kept.model, base), expected, atol=1e-5)
 
 
+def test_merging_puts_tied_weights_back(base):
+    held = base.model.lm_head.weight.detach().clone()
+    with merged(base, Adapter({"model.embed_tokens.weight": held + 1, "lm_head.weight": held + 2}, None)):
+        assert torch.equal(base.model.lm_head.weight, held + 2)
+    assert torch.equal(base.model.lm_head.weight, held)
+
+
 def test_average_is_that_of_the_weight_changes(base, tmp_path):
     adapters = [random_adapter(base, seed) for seed in (1, 2, 3)]
     module = "model.layers.3.mlp.down_proj.weight"

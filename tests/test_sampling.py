@@ -108,9 +108,11 @@ def test_the_laid_out_decoder_gives_the_models_own_hidden_states(base, adapter, 
     last = []
     with torch.inference_mode():
         for each in (None, adapter, twice, None):
-            with merged(own, each) as changed:
+            with merged(own, each) as replaced:
                 expected = own.model.model(ids).last_hidden_state[:, -1]
-                decoder, cache = lay_out(own.model, changed, own.laid_out), KeyValueCache()
+                decoder, cache = lay_out(own.model, replaced, own.laid_out), KeyValueCache()
+                for name, weight in replaced.items():
+                    assert torch.equal(own.model.get_parameter(name), weight)  # not in memory twice
                 for step in ids.T:
                     hidden = decode(decoder, own.model, own.model.model.embed_tokens(step), cache)
                     cache.length += 1

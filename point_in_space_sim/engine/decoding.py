@@ -4,9 +4,10 @@ A CPU's products rearrange a weight at every call, which with few rows takes as 
 rows the number of calls counts. Layers of other classes, however alike, go through run_layers.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,22 +62,28 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
 
 
-def lay_out(model: Any, changed: Collection[str] = (), kept: Kept | None = None) -> Decoder:
+def lay_out(
+    model: Any, replaced: Mapping[str, torch.Tensor] = MappingProxyType({}), kept: Kept | None = None
+) -> Decoder:
     """The decoder of a model with the weights that it has now.
 
-    changed: names of all its parameters that are not the base model's now; what holds none of them is kept in `kept`,
-    or taken from there. Without any, nothing is kept but the head, and all layers are laid out for this time only: a
-    base model is sampled now and then.
+    replaced: the base model's of all its parameters that are others now; the layers' matrices among them are put back
+    as soon as they are laid out, so that a model is not in memory twice. What holds none of them is kept in `kept`, or
+    taken from there. Without any, nothing is kept but the head, and all layers are laid out for this time only: a base
+    model is sampled now and then.
     """
     kept = {} if kept is None else kept
-    tuned = {int(name.split(".")[2]) for name in changed if name.startswith("model.layers.")}
+    tuned = {int(name.split(".")[2]) for name in replaced if name.startswith("model.layers.")}
     layers = []
     for number, module in enumerate(model.model.layers):
         layer = None if number in tuned else kept.get(number)
         layers.append(layer or _layer(module))
-        if changed and number not in tuned:
+        if replaced and number not in tuned:
             kept[number] = layers[-1]
-    if any(name.startswith(("lm_head.", "model.embed_tokens.")) for name in changed):  # the two may be tied
+        for name, parameter in module.named_parameters(prefix=f"model.layers.{number}"):
+            if name in replaced and parameter.dim() == 2:  # norms are read where they are
+                parameter.data = replaced[name]
+    if any(name.startswith(("lm_head.", "model.embed_tokens.")) for name in replaced):  # the two may be tied
         return Decoder(layers, _linear(model.lm_head))
     if "head" not in kept:
         kept["head"] = _linear(model.lm_head)

@@ -7,7 +7,7 @@ the original base model, so it loads with PEFT as it is and the cached activatio
 
 import json
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -201,7 +201,7 @@ def head_gradient(base: BaseModel, hidden: torch.Tensor, at: At, total: int | to
     weights = torch.bincount(at[0], minlength=len(logits))[:, None].float()
     gradient = torch.exp_(logits.sub_(logits.logsumexp(dim=1, keepdim=True))).mul_(weights)
     gradient.index_put_(at, torch.tensor(-1.0, device=base.device), accumulate=True)
-    return (gradient / total).to(hidden.dtype) @ base.model.lm_head.weight.to(hidden.dtype)
+    return gradient.div_(total).to(hidden.dtype) @ base.model.lm_head.weight.to(hidden.dtype)
 
 
 def padded_loss(base: BaseModel, texts: Sequence[str]) -> torch.Tensor:
@@ -311,31 +311,31 @@ def _upper_weights(base: BaseModel, settings: TuningSettings) -> list[str]:
 
 
 @contextmanager
-def merged(base: BaseModel, adapter: Adapter | None) -> Iterator[Collection[str]]:
-    """Adds the adapter to the base model's weights for a while, and puts exactly the old weights back. Yields the
-    names of those that change."""
-    changed = {} if adapter is None else _merged_weights(base, adapter)
-    frozen = {name: base.model.get_parameter(name).data for name in changed}
+def merged(base: BaseModel, adapter: Adapter | None) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Adds the adapter to the base model's weights for a while, and puts exactly the old weights back. Yields these by
+    their names."""
+    replaced: dict[str, torch.Tensor] = {}
     try:
-        for name, weight in changed.items():
+        for name, weight in () if adapter is None else _merged_weights(base, adapter):
+            replaced[name] = base.model.get_parameter(name).data
             base.model.get_parameter(name).data = weight
-        yield frozen.keys()
+        yield replaced
     finally:
-        for name, weight in frozen.items():
+        for name, weight in reversed(replaced.items()):  # two names may be one tied parameter's
             base.model.get_parameter(name).data = weight
 
 
-def _merged_weights(base: BaseModel, adapter: Adapter) -> dict[str, torch.Tensor]:
+def _merged_weights(base: BaseModel, adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
     if adapter.lora_config is None:
-        return {name: weight.to(base.device, base.dtype) for name, weight in adapter.weights.items()}
-    weights = {}
+        for name, weight in adapter.weights.items():
+            yield name, weight.to(base.device, base.dtype)
+        return
     for name, (a, b) in _factors(adapter).items():
         module = base.model.get_submodule(name)
         delta = b.to(base.device) @ a.to(base.device)
         # GPT-2's Conv1D holds its matrix the other way round.
         delta = delta if isinstance(module, torch.nn.Linear) else delta.T
-        weights[f"{name}.weight"] = (module.weight.data.float() + delta).to(base.dtype)
-    return weights
+        yield f"{name}.weight", (module.weight.data.float() + delta).to(base.dtype)
 
 
 def _factors(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

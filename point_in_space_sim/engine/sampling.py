@@ -1,7 +1,8 @@
 """Sampling of comments from a tuned model: one shared prompt, rows that leave the batch when they end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -47,10 +48,10 @@ def sample_comments(
     plain = base.has_plain_layers
     if plain and settings.max_new_tokens > MAX_TOKENS:
         plain = base.is_plain_for(settings.max_new_tokens)
-    with merged(base, adapter) as changed, torch.inference_mode():
+    with merged(base, adapter) as replaced, torch.inference_mode():
         if plain:
-            decoder = lay_out(base.model, changed, base.laid_out) if base.can_be_laid_out else None
-            drawn = sample_tokens(base, count, [seed], settings, base.end_tokens, decoder)
+            laid_out = partial(lay_out, base.model, replaced, base.laid_out) if base.can_be_laid_out else None
+            drawn = sample_tokens(base, count, [seed], settings, base.end_tokens, laid_out)
         else:
             drawn = _generate_tokens(base, count, [seed], settings, base.end_tokens)
     return as_samples(base, drawn)
@@ -73,11 +74,11 @@ def sample_tokens(
     seeds: Sequence[int],
     settings: SamplingSettings,
     ends: set[int],
-    decoder: Decoder | None = None,
+    laid_out: Callable[[], Decoder] | None = None,
 ) -> list[list[int]]:
     """`count` comments after the prompt for every seed: lists of tokens, up to and with the first of `ends`.
 
-    decoder: the model's, if it is laid out (decoding.py).
+    laid_out: lays out the model's decoder (decoding.py), once the prompt has gone through the model.
     With several seeds, row i of run_layers is the i-th part of all rows: a model of its own may be attached to each
     (stacked.py), so ended rows stay in their places. With one, they leave the batch.
     """
@@ -93,6 +94,7 @@ def sample_tokens(
     hidden = run_layers(model, model.model.embed_tokens(ids), torch.arange(prompt_length)[None], cache=cache)
     cache.length = prompt_length
     cache.repeat(count)
+    decoder = None if laid_out is None else laid_out()
     hidden = hidden[:, -1].repeat_interleave(count, 0)
     for step in range(settings.max_new_tokens):
         hidden = model.model.norm(hidden)

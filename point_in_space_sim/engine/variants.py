@@ -226,16 +226,19 @@ def make(engine: Engine, orders: Sequence[Task]) -> list[Made]:
         torch.cuda.empty_cache()
         half = len(orders) // 2
         return [*make(engine, orders[:half]), *make(engine, orders[half:])]
-    return_memory(collect=any(each.adapter is not None for each in made))  # what tuning leaves behind refers to itself
+    return_memory(collect=len(made) > 1)
     return made
 
 
 def _make_one(engine: Engine, base: BaseModel, given: Mapping[str, Adapter], request: Request) -> Made:
     adapter = None if request.model is None else _adapter(engine, base, given, request.model)
+    own = None if name_of(request.model) in given else adapter
+    if own is not None:
+        return_memory()  # what tuning leaves behind refers to itself
     samples = {
         sample: sample_comments(base, engine.samples, sample, engine.sampling, adapter) for sample in request.samples
     }
-    return Made(None if name_of(request.model) in given else adapter, samples)
+    return Made(own, samples)
 
 
 def _make_stacked(engine: Engine, base: BaseModel, orders: Sequence[Task]) -> list[Made]:
