@@ -61,6 +61,16 @@ def static(settings: Settings, played: Played, metric: str) -> np.ndarray:
     return game_shapley_values(game, len(played.means), features=played.means, precision=1e-3).values
 
 
+def alone(settings: Settings, played: Played, metric: str) -> np.ndarray:
+    """Value of the model that is tuned on a person's texts alone less the untuned one's, by the audits: of what pay is
+    made of, the part that knows no competition. NaN with --reference none."""
+    n = len(played.means)
+    if "audited" not in played.retraining:
+        return np.full(n, np.nan)
+    values, _ = values_of(played.retraining["audited"], played.case.crowd.centroid, metric_of(metric))
+    return values[1 : n + 1] - values[0]
+
+
 def leaving_one_out(settings: Settings, played: Played, metric: str) -> np.ndarray:
     """Value of everybody's model less that of the model without the person, by the audits: of the samples that the
     reference is made of, noise alone would agree with it. NaN but with --reference exact."""
@@ -99,6 +109,7 @@ ESTIMATES: dict[str, tuple[Estimate, str, Callable[[Settings], int]]] = {
     "vector": (vector_points, "attributed on vectors", lambda settings: 0),
     # One, each of whose steps also goes through twice as many other texts.
     "in_run": (in_run, "in-run", lambda settings: 3),
+    "alone": (alone, "each alone", lambda settings: settings.num_users),
     "leave_one_out": (leaving_one_out, "leave one out", lambda settings: settings.num_users + 1),
     "other_seeds": (
         other_seeds,

@@ -32,7 +32,7 @@ from point_in_space_sim.engine.fine_tuning import (
     plan_steps,
 )
 from point_in_space_sim.engine.settings import TuningSettings
-from point_in_space_sim.engine.variants import Engine, base_of, return_large_memory_at_once, return_memory
+from point_in_space_sim.engine.variants import Engine, base_in_use, base_of, return_large_memory_at_once, return_memory
 
 Gradient = list[torch.Tensor | None]
 """A parameter's each, in the parameters' order; None where the loss does not reach it."""
@@ -55,7 +55,8 @@ def in_run_values(engine: Engine, task: Task) -> np.ndarray:
     torch.set_num_threads(1)  # two on a busy machine wait for each other
     return_large_memory_at_once()
     people, validation, seed = task
-    values = tune_in_run(base_of(engine), people, validation, engine.tuning, seed).values
+    with base_in_use:
+        values = tune_in_run(base_of(engine), people, validation, engine.tuning, seed).values
     return_memory()
     return values
 

@@ -1,12 +1,14 @@
 """What people are paid, and the coordinator's record that it follows from."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Combination, Played, metric_of, strategies_of, user_names
 from crowd_fine_tuning_sim.retraining import values_of
 from crowd_fine_tuning_sim.settings import Settings
 from user_grouping_evaluation_sim.ledger import Account, Form, paid, replayed, rounds_of
-from user_grouping_evaluation_sim.payout import misallocation
+from user_grouping_evaluation_sim.payout import UNIT, misallocation, shares
 
 LEDGER = Form(
     (*CASE, *COMBINATION),
@@ -42,19 +44,33 @@ def accounts_of(settings: Settings, played: Played) -> dict[Combination, Account
     return accounts
 
 
-def pay_of(settings: Settings, played: Played) -> dict[Combination, tuple[np.ndarray, np.ndarray]]:
-    """Of each competition, in whole units (payout.UNIT), and its standard errors: (n,) each, NaN where unknown."""
+@dataclass(frozen=True)
+class Pay:
+    """(n,) each, NaN where unknown. units: whole, see payout.UNIT. errors: their standard errors. shares: of a budget,
+    also where the competition has earned none: who would be paid less often must not look better for it."""
+
+    units: np.ndarray
+    errors: np.ndarray
+    shares: np.ndarray
+
+
+def pay_of(settings: Settings, played: Played) -> dict[Combination, Pay]:
+    """Of each competition."""
     unknown = np.full(len(played.means), np.nan)
-    found = dict.fromkeys(played.competitions, (unknown, unknown))
+    found = dict.fromkeys(played.competitions, Pay(unknown, unknown, unknown))
     for combination, account in accounts_of(settings, played).items():
         _, _, scoring = strategies_of(combination)
         *_, final = replayed(account, scoring, settings.num_rounds)
-        found[combination] = paid(account, final, settings.num_rounds, None)
+        one = replace(account, gained=np.ones(1))
+        found[combination] = Pay(
+            *paid(account, final, settings.num_rounds, None), paid(one, final, settings.num_rounds, None)[0] * UNIT
+        )
     return found
 
 
-def misallocated(shares: np.ndarray, shapley: np.ndarray) -> float:
-    """See payout.misallocation; NaN where shares or Shapley values are unknown, or nothing is paid. (n,) each."""
-    if not (np.isfinite(shares).all() and np.isfinite(shapley).all() and shares.sum() > 0):
+def misallocated(values: np.ndarray, shapley: np.ndarray) -> float:
+    """payout.misallocation of what is shared out by values, equally where none is above 0; NaN where values or Shapley
+    values are unknown, or none of the latter is above 0. (n,) each."""
+    if not (np.isfinite(values).all() and np.isfinite(shapley).all()):
         return np.nan
-    return float(misallocation(shares[None], shapley[None])[0])
+    return float(misallocation(shares(values[None], np.ones((1, len(values)))), shapley[None])[0])

@@ -62,7 +62,7 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
         own = estimates[(estimates["metric"] == metric) & (estimates["estimate"] == name)]
         if own["value"].notna().any() and own["value"].nunique() > 1:
             shown.append((title, own.join(errors, on=[*CASE, "user"]), "value"))
-    columns = min(4, len(shown))
+    columns = min(len(shown), min((4, 3), key=lambda count: -len(shown) % count))
     rows = -(-len(shown) // columns)
     figure, axes = new_figure(rows, columns, width=7.4, height=0.5 + 2.0 * rows, sharex=True, sharey=True)
     kinds = users.set_index(["target", "crowd", "user"])["kind"]

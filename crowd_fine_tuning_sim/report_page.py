@@ -226,7 +226,7 @@ def agreement(summary: pd.DataFrame) -> Table:
         "Correlation with the retraining game's Shapley values over the people of a crowd, means over crowds with 95 % "
         "intervals (of correlations uneven, see experiment/statistics.py); misallocated: the share of the budget that "
         "goes to others than these values say, of pay or of the positive part of an estimate; models: how many had to "
-        "be tuned for points or estimate. Pay takes one more model a person, and everybody's."
+        "be tuned for points or estimate. Pay by attributed points takes one more model a person, and everybody's."
     )
     columns = ["what", "metric", "Pearson", "Spearman", "misallocated", "models"]
     return Table("Agreement", caption, columns, rows, "summary.csv")

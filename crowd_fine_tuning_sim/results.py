@@ -1,6 +1,6 @@
-"""The tables of a run: coalitions.csv and rounds.csv are the record of what was played, the others derive from it."""
+"""The tables of a run, all of them from its cases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Combination, Played, metric_of, user_names
 from crowd_fine_tuning_sim.crowds import near_duplicates
 from crowd_fine_tuning_sim.estimates import ESTIMATES, reference_of, simulated
-from crowd_fine_tuning_sim.pay import misallocated, pay_of
+from crowd_fine_tuning_sim.pay import Pay, misallocated, pay_of
 from crowd_fine_tuning_sim.reliability import (
     correlation,
     exact_reliability,
@@ -127,18 +127,18 @@ def coalitions_table(settings: Settings, played: Played) -> pd.DataFrame:
 
 References = dict[str, tuple[np.ndarray, np.ndarray]]
 Estimates = dict[str, dict[str, np.ndarray]]
-Pay = dict[Combination, tuple[np.ndarray, np.ndarray]]
 
 
 def points_table(
-    played: Played, names: Sequence[str], references: References, estimates: Estimates, pay: Pay
+    played: Played, names: Sequence[str], references: References, estimates: Estimates, pay: Mapping[Combination, Pay]
 ) -> pd.DataFrame:
     """points.csv: pay in whole units, see payout.py, empty with --reference none; pay_error: its standard error by the
-    rounds alone, without that of the audits. shapley is empty for who turns coat."""
+    rounds alone, without that of the audits; share: of a budget, also where there is none to pay. shapley is empty for
+    who turns coat."""
     frames = []
     for (grouping, metric, scoring), own in played.competitions.items():
         values, errors = references[metric]
-        units, pay_errors = pay[grouping, metric, scoring]
+        own_pay = pay[grouping, metric, scoring]
         frames.append(
             _rows(
                 played,
@@ -150,8 +150,9 @@ def points_table(
                 shapley=values,
                 standard_error=errors,
                 static_shapley=estimates[metric]["static"],
-                pay=pd.Series(units).astype("Int64"),
-                pay_error=pay_errors,
+                pay=pd.Series(own_pay.units).astype("Int64"),
+                pay_error=own_pay.errors,
+                share=own_pay.shares,
             )
         )
     return pd.concat(frames, ignore_index=True)
@@ -211,21 +212,21 @@ def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
 
 
 def agreement_table(
-    settings: Settings, played: Played, references: References, estimates: Estimates, pay: Pay
+    settings: Settings, played: Played, references: References, estimates: Estimates, pay: Mapping[Combination, Pay]
 ) -> pd.DataFrame:
     """agreement.csv: correlations with the retraining game's Shapley values, the share of a budget that goes to the
-    wrong people by pay, or by an estimate where it is above 0, and models tuned for points or estimate. what: "points"
-    of a scoring, or an estimate."""
+    wrong people by the shares of pay, or by an estimate where it is above 0, and models tuned for points or estimate.
+    what: "points" of a scoring, or an estimate."""
     rows: list[list[Any]] = []
     for (grouping, metric, scoring), own in played.competitions.items():
         models = int(np.isfinite(own["rewards"]).sum())
-        shapley, units = references[metric][0], pay[grouping, metric, scoring][0]
-        measures = [*correlations(own["points"], shapley), misallocated(units, shapley), models]
+        shapley, own_pay = references[metric][0], pay[grouping, metric, scoring]
+        measures = [*correlations(own["points"], shapley), misallocated(own_pay.shares, shapley), models]
         rows.append([metric, "points", grouping, scoring, *measures])
     for metric, by_name in estimates.items():
         shapley = references[metric][0]
         for name, values in by_name.items():
-            measures = [*correlations(values, shapley), misallocated(np.maximum(values, 0), shapley)]
+            measures = [*correlations(values, shapley), misallocated(values, shapley)]
             rows.append([metric, name, "", "", *measures, ESTIMATES[name][2](settings)])
     columns = ["metric", "what", "grouping", "scoring", "pearson", "spearman", "misallocation", "models"]
     table = pd.DataFrame(rows, columns=columns)

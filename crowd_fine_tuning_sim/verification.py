@@ -18,7 +18,7 @@ from experiment.tables import read_table
 from user_grouping_evaluation_sim.ledger_check import check_ledger
 from user_grouping_evaluation_sim.settings import REGISTRIES
 
-PAID = ["pay", "pay_error"]
+PAID = ["pay", "pay_error", "share"]
 TABLES = "users rounds coalitions points estimates progress finals agreement reliability summary".split()
 MAY_BE_NAN = "shapley standard_error pearson spearman misallocation value low high predicted observed needed".split()
 EXACT = 1e-9
@@ -128,8 +128,9 @@ def check_agreement(tables: dict[str, pd.DataFrame]) -> list[str]:
         columns = [*CASE, *columns]
         own = own[(own[columns] == [row[name] for name in columns]).all(axis=1)]
         given, shapley = own[values].to_numpy(float), own["shapley"].to_numpy(float)
-        shares = own["pay"].to_numpy(float) if row["what"] == "points" else np.maximum(given, 0)
-        expected = [*correlations(given, shapley), misallocated(shares, shapley)]
+        # Tables of before December 2026 have no shares.
+        paid = own["share" if "share" in own else "pay"].to_numpy(float) if row["what"] == "points" else given
+        expected = [*correlations(given, shapley), misallocated(paid, shapley)]
         measures = [row["pearson"], row["spearman"], row["misallocation"]]
         if not np.allclose(expected, measures, atol=EXACT, rtol=0, equal_nan=True):
             named = ", ".join(str(row[name]) for name in columns)

@@ -2,6 +2,7 @@
 plays side by side, and the command line end to end on tiny models."""
 
 import json
+import math
 import shutil
 import signal
 from dataclasses import replace
@@ -22,6 +23,8 @@ from crowd_fine_tuning_sim import main
 from crowd_fine_tuning_sim.asking import play_together
 from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Case, played_case
 from crowd_fine_tuning_sim.crowds import Crowd, Person
+from crowd_fine_tuning_sim.estimates import ESTIMATES
+from crowd_fine_tuning_sim.pay import misallocated, pay_of
 from crowd_fine_tuning_sim.plays import plays_of
 from crowd_fine_tuning_sim.plots import agreement_figure, people_figure, progress_figure
 from crowd_fine_tuning_sim.report_page import people
@@ -352,8 +355,31 @@ def test_who_turns_coat_is_paid_but_has_no_value_by_retraining():
     assert check_shapley(points.fillna({"shapley": 0.0}), tables["coalitions"], tables["users"]) != []
 
 
+def test_shares_of_pay_are_the_same_where_nothing_was_earned():
+    played = played_by(fake_ask, FAKED)
+    near, far = (
+        pay_of(FAKED, replace(played, competitions={k: v | {"final": end} for k, v in played.competitions.items()}))
+        for end in (0 * played.retraining["fresh"][0] + played.case.crowd.centroid, played.retraining["fresh"][0] + 100)
+    )
+    for key, lost in far.items():
+        assert near[key].units.sum() > 0 and (lost.units == 0).all()
+        assert np.array_equal(near[key].shares, lost.shares) and lost.shares.sum() == pytest.approx(1)
+        np.testing.assert_allclose(near[key].units / near[key].units.sum(), lost.shares, atol=1e-4)
+    assert misallocated(np.array([-1.0, -2.0]), np.array([3.0, 1.0])) == 0.25  # as shared out equally
+
+
+def test_what_one_is_worth_alone_is_of_a_model_of_ones_own():
+    played = played_by(fake_ask, FAKED)
+    audited, centroid = played.retraining["audited"].mean(axis=1), played.case.crowd.centroid
+    near = [-math.dist(mean, centroid) for mean in audited]
+    expected = [value - near[0] for value in near[1:6]]
+    assert ESTIMATES["alone"][0](FAKED, played, "l2") == pytest.approx(expected)
+    without = replace(played, retraining={k: v for k, v in played.retraining.items() if k != "audited"})
+    assert np.isnan(ESTIMATES["alone"][0](FAKED, without, "l2")).all()
+
+
 def test_noise_alone_does_not_agree_with_the_reference():
-    """What people are paid and leaving one out are of other models and samples than the reference."""
+    """What people are paid, worth alone, and leaving one out are of other models and samples than the reference."""
 
     def noise(requests):
         made = [(name_of(request.model), sample) for request in requests for sample in request.samples]
@@ -362,8 +388,9 @@ def test_noise_alone_does_not_agree_with_the_reference():
 
     settings = replace(FAKED, scoring=("ranked",), num_rounds=1)
     tables = run_tables(settings, [played_by(noise, settings, number) for number in range(60)])
-    own = tables["agreement"].set_index("what").loc["leave_one_out", "pearson"]
-    assert len(own) == 60 and abs(own.mean()) < 4 * own.std() / 60**0.5 < 0.3  # 0.6 by the reference's own samples
+    for name in ("leave_one_out", "alone"):
+        own = tables["agreement"].set_index("what").loc[name, "pearson"]
+        assert len(own) == 60 and abs(own.mean()) < 4 * own.std() / 60**0.5 < 0.3  # 0.6 by the reference's own samples
 
 
 def test_more_scorings_than_colours_are_drawn():
@@ -621,15 +648,18 @@ def test_unfinished_work_of_another_precision_is_done_again(call, run, world, wa
     )
     assert code == -signal.SIGKILL
     (folder / ".parts" / NATIVE).rename(folder / ".parts" / "float16")
-    (own,) = [path.name for path in (run / "adapters").glob("*-seed-0-*marginal")]
-    (folder / "adapters" / own).mkdir(parents=True)
-    (folder / "adapters" / own / "adapter_model.safetensors").write_bytes(b"of another precision")
+    own = folder / "adapters" / "joy-crowd-1-seed-0-random-l2-marginal"
+    own.mkdir(parents=True)
+    (own / "adapter_model.safetensors").write_bytes(b"of another precision")
     call(folder)
     case = "cases/joy-crowd-1-seed-0.npz"
     assert (folder / case).read_bytes() == (run / case).read_bytes()
-    for path in (folder / "adapters").glob("*/*.safetensors"):
-        assert path.read_bytes() == (run / path.relative_to(folder)).read_bytes()
-    assert len(list((folder / "adapters").iterdir())) == 3 and not (folder / ".parts").exists()
+    made, expected = (
+        {path.parent.name: path.read_bytes() for path in (each / "adapters").glob("*/*.safetensors")}
+        for each in (folder, run)
+    )
+    mine = {name: weights for name, weights in expected.items() if "-seed-0-" in name}
+    assert made == mine and not (folder / ".parts").exists()
 
 
 def test_tables_are_made_again(call, run, tmp_path):

@@ -1,13 +1,15 @@
 """In-run values against finite differences along a slow replay of the tuning, and what they must satisfy."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 
-from crowd_fine_tuning_sim.in_run import gradients_of_shares, tune_in_run
+from crowd_fine_tuning_sim.in_run import gradients_of_shares, in_run_values, tune_in_run
 from experiment.errors import InputError
 from point_in_space_sim.engine.base_model import load_base_model
 from point_in_space_sim.engine.fine_tuning import (
@@ -19,7 +21,8 @@ from point_in_space_sim.engine.fine_tuning import (
     plan_steps,
     tune,
 )
-from point_in_space_sim.engine.settings import TuningSettings
+from point_in_space_sim.engine.settings import PROMPT, SamplingSettings, TuningSettings
+from point_in_space_sim.engine.variants import Engine
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
 
 PEOPLE = [
@@ -161,6 +164,15 @@ def test_in_a_long_run_the_same_texts_are_worth_nearly_the_same(llama):
 def test_who_holds_the_validation_texts_is_worth_most(llama):
     values = tune_in_run(llama, [*PEOPLE, VALIDATION], VALIDATION, replace(SETTINGS, epochs=4), seed=0).values
     assert values.argmax() == 3 and values.sum() > 0
+
+
+def test_threads_of_one_worker_do_not_mix_their_tunings(llama):
+    engine = Engine(str(llama.folder), PROMPT, "cpu", "float32", replace(SETTINGS, epochs=4), SamplingSettings(), 2)
+    tasks = [(PEOPLE, VALIDATION, seed) for seed in range(4)]
+    alone = [in_run_values(engine, task) for task in tasks]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(partial(in_run_values, engine), tasks))
+    assert np.array_equal(alone, together) and np.abs(np.diff(alone, axis=0)).min() > 0
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def measured(name: str, values: np.ndarray) -> dict[str, float]:
 
 
 def under_noise(truth: Truth, seed: int, case: tuple[str, str, str, float]) -> dict[str, Any]:
-    """A row of noise.csv. marginal_pearson, gap: marginal points' r in the same runs, and ours less theirs."""
+    """A row of noise.csv. gap: r less that of marginal points in the same runs. alone: what each user is worth alone,
+    by one evaluation each, in place of points, and as what is paid."""
     grouping, metric, scoring, noise = case
     found = play(truth, grouping, metric, scoring, noise, (seed, 0))
     marginal = play(truth, grouping, metric, "marginal", noise, (seed, 0))
@@ -100,6 +101,8 @@ def under_noise(truth: Truth, seed: int, case: tuple[str, str, str, float]) -> d
         **measured("gap", r - theirs),
         **measured("regret", (found.distances[:, -1] - truth.hull) / way),
         **measured("misallocation", payout.misallocation(found.pay, shapley)),
+        **measured("alone_pearson", pearson(found.alone, shapley)),
+        **measured("alone_misallocation", payout.misallocation(np.maximum(found.alone, 0), shapley)),
         "equal_misallocation": float(payout.misallocation(np.ones_like(shapley), shapley).mean()),
         "budget_ratio": float((found.pay.sum(axis=1) / np.maximum(found.budget, 1)).mean()),
     }

@@ -94,7 +94,7 @@ class Trace:
 class Simulated:
     """distances: (R, T + 1), Euclidean, of the model from the expert, first at the start. points, pay: (R, n), the
     latter in whole units (payout.UNIT). points_errors, pay_errors: (R, n), their standard errors, NaN where the scoring
-    knows none. budget: (R,), in whole units. trace: of the first run."""
+    knows none. budget: (R,), in whole units. alone: (R, n), see audited. trace: of the first run."""
 
     distances: np.ndarray
     points: np.ndarray
@@ -102,6 +102,7 @@ class Simulated:
     pay: np.ndarray
     pay_errors: np.ndarray
     budget: np.ndarray
+    alone: np.ndarray
     trace: Trace
 
 
@@ -150,6 +151,7 @@ def simulate(
         pay,
         pay_errors,
         payout.budget_units(gained),
+        alone,
         Trace(**trace, alone=alone[0], everybody=everybody[:1], gained=gained[:1]),
     )
 

@@ -57,7 +57,7 @@ from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
 from point_in_space_sim.mapper import Mapper
 
 _glibc = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim") else None
-_base_in_use = Lock()  # a worker's base model is changed while it is tuned, and a cluster's worker may have threads
+base_in_use = Lock()  # a worker's base model is changed while it is tuned, and a cluster's worker may have threads
 Fulfil = Callable[[Sequence[Order]], list[Finished]]
 
 STACK = 64
@@ -209,7 +209,7 @@ def make(engine: Engine, orders: Sequence[Task]) -> list[Made]:
     torch.set_num_threads(1)
     return_large_memory_at_once()
     try:
-        with _base_in_use:
+        with base_in_use:
             base = base_of(engine)
             if len(orders) > 1 and stacked.can_stack(base, engine.tuning):
                 made = _make_stacked(engine, base, orders)
