@@ -31,7 +31,6 @@ reference: $(VENV)/installed
 	$(BIN)/python $(GROUPING)/study_protocol.py
 	$(BIN)/python $(SPACE)/study_hyperparameters.py
 	$(BIN)/python $(SPACE)/run.py --preset reference --overwrite
-	$(BIN)/python $(SPACE)/study_pools.py
 	$(BIN)/python $(CROWD)/study_strategies.py
 	$(BIN)/python $(CROWD)/run.py --preset eight --num-seeds 1 --overwrite
 	$(BIN)/python $(CROWD)/run.py --preset people --overwrite

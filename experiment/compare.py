@@ -39,6 +39,9 @@ NOT_SETTINGS = (
     *("outputs_sha256", "dimensions", "sources", "data_files"),
 )
 
+MEASURED_BY = ("data", "corpus", "crowd", "mapper")
+"""What runs of one or another experiment are of, by their hashes."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -126,9 +129,10 @@ def read_run(name: str, folder: Path) -> Run:
 def paired(first: Run, other: Run, layout: Compared) -> pd.DataFrame:
     """A row a group and unit that both runs have, measures as <name>_first and <name>_other.
 
-    Units pair only where their data are the same, and their seed, be it a column or the run's own.
+    Units pair only where their data and what measures them are the same, and their seed, be it a column or the run's
+    own.
     """
-    same = [run.record.get("data_sha256") for run in (first, other)]
+    same: list[Any] = [[run.record.get(f"{of}_sha256") for of in MEASURED_BY] for run in (first, other)]
     if "seed" not in layout.units:
         same = [(data, run.record["seed"]) for data, run in zip(same, (first, other), strict=True)]
     table = first.table if same[0] == same[1] else first.table.iloc[:0]

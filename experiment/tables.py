@@ -1,5 +1,6 @@
 """A run's tables as files: tidy CSV, compressed where large, equal bytes for equal tables."""
 
+import csv
 import gzip
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,11 @@ LARGE = 400_000  # entries of a table that is written as .csv.gz
 
 def write_table(frame: pd.DataFrame, folder: Path, name: str, float_format: str | None = None) -> None:
     """Writes NAME.csv into the folder, or NAME.csv.gz for a large table."""
-    text = frame.to_csv(index=False, float_format=float_format, lineterminator="\n").encode()
+    # Readers end a line at a lone carriage return; unquoted, it would shift all that follows.
+    texts = frame.select_dtypes(["object", "string"])
+    returns = any(own.astype(str).str.contains("\r", regex=False).any() for _, own in texts.items())
+    quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    text = frame.to_csv(index=False, float_format=float_format, lineterminator="\n", quoting=quoting).encode()
     with _table_file(folder, file_name(frame, name)) as temporary:
         # Without a time: equal tables give equal bytes.
         temporary.write_bytes(gzip.compress(text, mtime=0) if temporary.suffix == ".gz" else text)

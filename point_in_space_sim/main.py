@@ -325,7 +325,8 @@ def write_results(run: RunFolder, settings: Settings, seeds: Sequence[int], mapp
         with replace_atomically(run.path / "comments.md") as temporary:
             page_of = comments_page(tables["comments"], tables["neighbourhoods"], caption)
             temporary.write_text(page_of, encoding="utf-8")
-    page = report_page(**shown, drawn=drawn, base_model=base_model, mapper=mapper)
+    written = [path.name for path in run.path.iterdir()]
+    page = report_page(**shown, drawn=drawn, base_model=base_model, mapper=mapper, written=written)
     answer = results.answer_of(tables["summary"])
     finish_with_report(run, page, emotions=list(targets), answer=answer, sources=sources_of(settings))
     return tables["summary"]

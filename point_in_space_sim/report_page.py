@@ -1,6 +1,6 @@
 """What report.html says of a run: the question, the answer, the captions, the tables and the sampled comments."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -100,8 +100,9 @@ def report_page(
     drawn: Sequence[str],
     base_model: str,
     mapper: str,
+    written: Collection[str],
 ) -> Page:
-    """From the run's tables. drawn: its figures' names. base_model, mapper: their names."""
+    """From the run's tables. drawn: its figures' names. base_model, mapper: their names. written: the run's files."""
     targets, seeds = len(summary), comments["seed"].nunique()
     multi = generations[(generations["protocol"] == "multi") & (generations["role"] == "selection")]
     variants = multi.groupby(["emotion", "seed", "generation"]).size().max()
@@ -136,7 +137,7 @@ def report_page(
         samples=sampled(comments, neighbourhoods),
         samples_note=f"The first {COMMENTS_SHOWN} comments of each reported sample of the first seed, as drawn, not "
         "picked, with their distance to the centroid. They are what a language model and strangers wrote.",
-        files=FILES,
+        files=[(file, what) for name, what in FILES for file in (name, f"{name}.gz") if file in (*written, "run.json")],
         compared=Compared(
             "generations",
             ["protocol"],

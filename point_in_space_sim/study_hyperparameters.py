@@ -74,6 +74,10 @@ class Settings:
     """Trials at once; one thread each where there are several."""
 
 
+BEFORE = {"base_model": "smollm2-135m", "comments": 33, "samples": 50}
+"""What trials of before December 2026, which do not say it, were made with."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One tuning and sampling. epochs 0 is the untuned base model."""
@@ -147,6 +151,7 @@ def run_trial(trial: Trial) -> dict[str, Any]:
         "sampling_seconds": sampling_seconds,
         "example": samples.texts[0],
         "mapper": mapper.name,
+        **{name: getattr(run, name) for name in BEFORE},
         "dtype": str(base.dtype).removeprefix("torch."),
     }
 
@@ -182,11 +187,12 @@ def choose(table: pd.DataFrame) -> dict[str, Any]:
 def main(settings: Settings) -> None:
     path = settings.output_dir / "trials.csv"
     rows: list[dict[str, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
-    if rows and rows[0]["mapper"] != (name := loaded(settings.base_model, settings.mapper)[1].name):
-        raise InputError(
-            f"{path} holds trials with the mapper {rows[0]['mapper']}, not {name}: remove it, or choose "
-            "another --output-dir"
-        )
+    if rows:
+        of = {name: getattr(settings, name) for name in BEFORE}
+        of["mapper"] = loaded(settings.base_model, settings.mapper)[1].name
+        other = [f"{name} {held}" for name, held in (BEFORE | rows[0]).items() if of.get(name, held) != held]
+        if other:
+            raise InputError(f"{path} holds trials with {', '.join(other)}: remove it, or choose another --output-dir")
 
     def run_all(stage: str, candidates: list[dict[str, Any]], emotions: tuple[str, ...]) -> pd.DataFrame:
         """The stage's trials; those already in trials.csv are not run again."""

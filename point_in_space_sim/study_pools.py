@@ -79,8 +79,7 @@ def main(settings: Settings) -> None:
     tables = []
     for name, own in pools(settings).items():
         assert own.output_dir is not None
-        if not (own.output_dir / "run.json").exists():
-            run(own)
+        run(own)  # says so where it is finished, and refuses what other settings have left there
         summary = read_table(own.output_dir, "summary")
         summary = summary[summary["measure"].isin(list(MEASURES)) & summary["protocol"].isin(["base", *LEVELS])]
         tables.append(summary.assign(pool=name))

@@ -50,6 +50,14 @@ def test_a_table_that_grows_is_packed_and_its_smaller_self_goes(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv.gz"]
 
 
+@pytest.mark.parametrize("text", ["one\rtwo", "\r", 'a "\r", b', "one\r\ntwo", "one\ntwo"])
+def test_no_text_shifts_the_rows_of_a_table(text, tmp_path):
+    frame = pd.DataFrame({"text": [text, "plain"], "n": [1.5, 2.0]})
+    write_table(frame, tmp_path, "t")
+    found = read_table(tmp_path, "t", keep_default_na=False)
+    assert found["n"].tolist() == [1.5, 2.0] and found["text"].tolist() == [text, "plain"]
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "table.csv"
     with replace_atomically(path) as temporary:

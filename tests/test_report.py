@@ -233,12 +233,12 @@ def test_runs_of_equal_seeds_are_paired(tmp_path):
     assert re.search(r"delta\s+0\.0\s+0\.25", words)
 
 
-@pytest.mark.parametrize("what", ["seed", "data"])
+@pytest.mark.parametrize("what", ["seed", "data", "corpus", "crowd", "mapper"])
 def test_runs_that_do_not_match_are_not_paired(tmp_path, what):
     a, b = grouping_run(tmp_path / "a"), grouping_run(tmp_path / "b", 0.25, seed=int(what == "seed"))
-    if what == "data":
+    if what != "seed":
         record = json.loads((b / "run.json").read_text())
-        (b / "run.json").write_text(json.dumps({**record, "data_sha256": {"a": "c"}}))
+        (b / "run.json").write_text(json.dumps({**record, f"{what}_sha256": {"a": "c"}}))
     words = " ".join(Elements(comparison(tmp_path, a, b).read_text(encoding="utf-8")).words)
     assert "have no pairs in common" in words and "over 8 pairs" not in words
 

@@ -223,11 +223,12 @@ def test_best_shares_of_equals_are_uncertain():
         for g in ("random", "other")
         for r in range(8)
     ]
-    best = tables.best_table({(5, 2): pd.DataFrame(rows)}, rng)
-    chosen = best[best["measure"] == "final_distance"]
-    assert chosen["best_share"].sum() == 1
-    assert (chosen["low"] == 0).all()
-    assert (chosen["high"] == 1).all()
+    for settings in ([(5, 2)], [(5, 1), (5, 2), (5, 3)]):  # of the same crowds: they add nothing
+        best = tables.best_table(dict.fromkeys(settings, pd.DataFrame(rows)), rng)
+        chosen = best[best["measure"] == "final_distance"]
+        assert chosen["best_share"].sum() == 1
+        assert (chosen["low"] == 0).all()
+        assert (chosen["high"] == 1).all()
 
 
 def test_nobody_is_best_where_nothing_is_known():

@@ -458,10 +458,10 @@ def audit_figure(audit: pd.DataFrame) -> Figure:
     for number, scoring in enumerate(scorings):
         own = audit[audit["scoring"] == scoring].set_index("strategy").loc[strategies]
         y = places + 0.2 * (number - (len(scorings) - 1) / 2)
-        style = {"color": COLOURS[number], "ms": 4, "linestyle": ""}
+        style = {"color": COLOURS[number % 7], "ms": 4, "linestyle": ""}
         ratio = own["pay_vs_twin"].clip(upper=MOST_SHOWN)
         errors = [ratio - own["low"].clip(0, MOST_SHOWN), own["high"].clip(upper=MOST_SHOWN) - ratio]
-        marker = MARKERS[number]
+        marker = MARKERS[number % 7]
         pay.errorbar(
             ratio, y, xerr=np.maximum(errors, 0), fmt=marker, elinewidth=0.8, label=f"{scoring} points", **style
         )
@@ -469,7 +469,7 @@ def audit_figure(audit: pd.DataFrame) -> Figure:
             if value > MOST_SHOWN:
                 pay.annotate(f"{value:.1f}", (MOST_SHOWN, place), (4, -2), textcoords="offset points", fontsize=6)
         regrets.plot(own["regret"], y, marker, **style)
-        regrets.axvline(own["regret"].iloc[0], color=COLOURS[number], linewidth=0.7, linestyle=":")
+        regrets.axvline(own["regret"].iloc[0], color=COLOURS[number % 7], linewidth=0.7, linestyle=":")
     values = audit[audit["scoring"] == scorings[0]].set_index("strategy").loc[strategies]["shapley_vs_twin"]
     pay.plot(
         values.clip(0, MOST_SHOWN), places, "D", mfc="none", mec="black", ms=6, linestyle="", label="Shapley value"

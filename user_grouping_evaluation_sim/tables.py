@@ -219,22 +219,27 @@ def best_table(
     """How often, over the settings (num_users, num_groups), each grouping and metric is best, by scoring.
 
     Best is the least mean final distance or the greatest mean correlation over the runs. The 95 % intervals are of a
-    bootstrap over the runs, the same resample for all combinations, which keeps the pairing.
+    bootstrap over the runs, the same resample for all combinations, which keeps the pairing, and for all num_groups,
+    which share the crowds of a num_users.
     """
     rows = []
+    drawn: dict[tuple[int, int], np.ndarray] = {}  # by num_users and runs
     first = next(iter(runs_by_setting.values()))
     for scoring in first["scoring"].unique():
         for measure, sign in (("final_distance", -1.0), ("pearson", 1.0)):
             if all(runs[measure].isna().all() for runs in runs_by_setting.values()):
                 continue
             wins = []
-            for runs in runs_by_setting.values():
+            for (num_users, _), runs in runs_by_setting.items():
                 chosen = runs[runs["scoring"] == scoring]
                 table = chosen.pivot(index="run", columns=["grouping", "metric"], values=measure)
                 values = sign * table.to_numpy()
-                picks = rng.integers(len(values), size=(resamples, len(values)))
-                resampled = [np.bincount(pick, minlength=len(values)) for pick in picks]
-                counts = np.stack([np.ones(len(values)), *resampled])
+                count = len(values)
+                if (num_users, count) not in drawn:
+                    picks = rng.integers(count, size=(resamples, count))
+                    resampled = [np.bincount(pick, minlength=count) for pick in picks]
+                    drawn[num_users, count] = np.stack([np.ones(count), *resampled])
+                counts = drawn[num_users, count]
                 with np.errstate(invalid="ignore"):
                     means = counts @ np.nan_to_num(values) / (counts @ np.isfinite(values))
                 wins.append(best_of(means))

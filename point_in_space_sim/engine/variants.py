@@ -384,8 +384,11 @@ def _save_weights(adapter: Adapter, engine: Engine, folder: Path) -> None:
 
 
 def _save_kept(adapter: Adapter, engine: Engine, folder: Path) -> None:
-    whole = adapter.lora_config is None  # only these are saved with what they change
-    save_adapter(adapter, folder, base_of(engine) if whole else engine.base_model)
+    if adapter.lora_config is not None:
+        save_adapter(adapter, folder, engine.base_model)
+        return
+    with base_in_use:  # whole weights are saved with those that they leave alone
+        save_adapter(adapter, folder, base_of(engine))
 
 
 def _load_weights(folder: Path) -> Adapter | None:
