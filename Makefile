@@ -34,7 +34,7 @@ reference: $(VENV)/installed
 	$(BIN)/python $(CROWD)/study_strategies.py
 	$(BIN)/python $(CROWD)/run.py --preset eight --num-seeds 1 --overwrite
 	$(BIN)/python $(CROWD)/run.py --preset people --overwrite
-	$(BIN)/python $(CROWD)/run.py --preset reference --num-seeds 1 --overwrite
+	$(BIN)/python $(CROWD)/run.py --preset reference --overwrite
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
