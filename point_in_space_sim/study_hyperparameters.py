@@ -186,13 +186,18 @@ def choose(table: pd.DataFrame) -> dict[str, Any]:
 
 def main(settings: Settings) -> None:
     path = settings.output_dir / "trials.csv"
-    rows: list[dict[str, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
-    if rows:
-        of = {name: getattr(settings, name) for name in BEFORE}
-        of["mapper"] = loaded(settings.base_model, settings.mapper)[1].name
-        other = [f"{name} {held}" for name, held in (BEFORE | rows[0]).items() if of.get(name, held) != held]
-        if other:
-            raise InputError(f"{path} holds trials with {', '.join(other)}: remove it, or choose another --output-dir")
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        held = pd.read_csv(path)
+        held = held.assign(
+            **{name: held[name].fillna(value) if name in held else value for name, value in BEFORE.items()}
+        )
+        own = {name: getattr(settings, name) for name in BEFORE}
+        own["mapper"] = loaded(settings.base_model, settings.mapper)[1].name
+        others = [f"{name} {value}" for name in own for value in held[name].unique() if value != own[name]]
+        if others:
+            raise InputError(f"{path} holds trials with {', '.join(others)}: remove it, or choose another --output-dir")
+        rows = held.to_dict("records")
 
     def run_all(stage: str, candidates: list[dict[str, Any]], emotions: tuple[str, ...]) -> pd.DataFrame:
         """The stage's trials; those already in trials.csv are not run again."""
