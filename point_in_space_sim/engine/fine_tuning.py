@@ -166,8 +166,15 @@ def packed_loss(base: BaseModel, texts: Sequence[str], activations: FrozenActiva
 def add_packed_gradient(base: BaseModel, texts: Sequence[str], activations: FrozenActivations, total: int) -> None:
     """Adds to the trainable parameters the gradient of the texts' summed cross-entropy over `total`."""
     hidden, at = _packed_states(base, texts, activations)
-    hidden.backward(head_gradient(base, hidden.detach(), at, total))
+    states, parts = hidden.detach(), []
+    for begin in range(0, len(states), HEAD_ROWS):
+        inside = (at[0] >= begin) & (at[0] < begin + HEAD_ROWS)
+        part = (at[0][inside] - begin, at[1][inside])
+        parts.append(head_gradient(base, states[begin : begin + HEAD_ROWS], part, total))
+    hidden.backward(torch.cat(parts))
 
+
+HEAD_ROWS = 64  # that go through the output head at once: its rows are as wide as the vocabulary
 
 At = tuple[torch.Tensor, torch.Tensor]
 """Rows, and the tokens that they are to predict: (targets,) each. A row may have several."""
