@@ -289,6 +289,7 @@ def value_in_run(run: RunFolder, settings: Settings, engine: Engine, cases: Sequ
 
 
 def in_run_task(case: Case) -> Task:
+    """What in_run_values needs of a case."""
     crowd = case.crowd
     return [person.texts for person in crowd.people], crowd.near_texts[:VALIDATION_TEXTS], case.streams("retraining")
 

@@ -128,7 +128,7 @@ def check_agreement(tables: dict[str, pd.DataFrame]) -> list[str]:
         columns = [*CASE, *columns]
         own = own[(own[columns] == [row[name] for name in columns]).all(axis=1)]
         given, shapley = own[values].to_numpy(float), own["shapley"].to_numpy(float)
-        # Tables of before December 2026 have no shares.
+        # Tables of before November 30, 2026 have no shares.
         paid = own["share" if "share" in own else "pay"].to_numpy(float) if row["what"] == "points" else given
         expected = [*correlations(given, shapley), misallocated(paid, shapley)]
         measures = [row["pearson"], row["spearman"], row["misallocation"]]

@@ -75,7 +75,7 @@ class Settings:
 
 
 BEFORE = {"base_model": "smollm2-135m", "comments": 33, "samples": 50}
-"""What trials of before December 2026, which do not say it, were made with."""
+"""What trials of before November 30, 2026, which do not say it, were made with."""
 
 
 @dataclass(frozen=True)
