@@ -56,11 +56,11 @@ def play_together(
                 with changed:
                     changed.wait_for(lambda: not busy)
                     new = {name: asked.pop(name) for name in names if name in asked}
+                for name, (requests, answer) in new.items():
+                    lacking[name], answers[name], drawn[name] = requests, answer, {}
                 for future in running.values():
                     if future.done():
                         future.result()  # raises what the play raised
-                for name, (requests, answer) in new.items():
-                    lacking[name], answers[name], drawn[name] = requests, answer, {}
                 if not answers:
                     return {name: future.result() for name, future in running.items()}
                 orders = [(name, request) for name, (requests, _) in new.items() for request in requests]

@@ -11,14 +11,9 @@ import numpy as np
 from crowd_fine_tuning_sim.crowds import Crowd, Person
 from crowd_fine_tuning_sim.settings import Settings
 from crowd_fine_tuning_sim.text_world import Streams
-from experiment.command_line import named_function
 from experiment.errors import InputError
 from experiment.run_folder import Arrays, load_arrays, read_record
 from experiment.tables import read_table
-from user_grouping_evaluation_sim.grouping import Grouping
-from user_grouping_evaluation_sim.metrics import Metric
-from user_grouping_evaluation_sim.scoring import Scoring
-from user_grouping_evaluation_sim.settings import REGISTRIES
 
 Combination = tuple[str, str, str]
 """(grouping, metric, scoring)"""
@@ -151,18 +146,6 @@ def with_other_seeds(cases: Sequence[Played]) -> list[Played]:
         return (a.crowd.target, a.number) == (b.crowd.target, b.number) and a.seed != b.seed
 
     return [replace(each, again=tuple(other for other in cases if same_crowd(each.case, other.case))) for each in cases]
-
-
-def strategies_of(combination: Combination) -> tuple[Grouping, Metric, Scoring]:
-    grouping, metric, scoring = (
-        named_function(f"--{option}", name, registry)
-        for (option, registry), name in zip(REGISTRIES.items(), combination, strict=True)
-    )
-    return grouping, metric, scoring
-
-
-def metric_of(name: str) -> Metric:
-    return named_function("--metric", name, REGISTRIES["metric"])
 
 
 def user_names(settings: Settings, crowd: Crowd) -> list[str]:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crowd_fine_tuning_sim.cases import Case, Combination, Played, metric_of, strategies_of
+from crowd_fine_tuning_sim.cases import Case, Combination, Played, combinations_of
 from crowd_fine_tuning_sim.crowds import Crowd
 from crowd_fine_tuning_sim.retraining import exact_shapley, sampled_shapley, static_game, unsampled_noise, values_of
 from crowd_fine_tuning_sim.settings import Settings, retrained_coalitions
+from experiment.command_line import blaming
 from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.preferences import Crowd as VectorCrowd
+from user_grouping_evaluation_sim.settings import functions_of, metric_of
 from user_grouping_evaluation_sim.shapley import ShapleyEstimate, game_shapley_values
 from user_grouping_evaluation_sim.vector_world import Conduct, Simulated, simulate
 
@@ -61,6 +63,12 @@ def static(settings: Settings, played: Played, metric: str) -> np.ndarray:
     return game_shapley_values(game, len(played.means), features=played.means, precision=1e-3).values
 
 
+def static_alone(settings: Settings, played: Played, metric: str) -> np.ndarray:
+    """Value of a person's mean text vector less that of the untuned model's: how near the person's own texts are."""
+    game = static_game(played.means, played.base, played.case.crowd.centroid, metric_of(metric))
+    return game(np.eye(len(played.means), dtype=bool)) - game(np.zeros((1, len(played.means)), dtype=bool))
+
+
 def alone(settings: Settings, played: Played, metric: str) -> np.ndarray:
     """Value of the model that is tuned on a person's texts alone less the untuned one's, by the audits: of what pay is
     made of, the part that knows no competition. NaN with --reference none."""
@@ -92,8 +100,9 @@ def equal(settings: Settings, played: Played, metric: str) -> np.ndarray:
 
 
 def vector_points(settings: Settings, played: Played, metric: str) -> np.ndarray:
-    """What experiment 2's attributed points come to on the same people's mean vectors, without a model."""
-    return simulated(settings, played, ("random", metric, "attributed")).points[0]
+    """What experiment 2's attributed points come to on the same people's mean vectors, without a model; less the point
+    that everybody starts with."""
+    return simulated(settings, played, ("random", metric, "attributed")).points[0] - 1
 
 
 def other_seeds(settings: Settings, played: Played, metric: str) -> np.ndarray:
@@ -106,6 +115,7 @@ def other_seeds(settings: Settings, played: Played, metric: str) -> np.ndarray:
 ESTIMATES: dict[str, tuple[Estimate, str, Callable[[Settings], int]]] = {
     "equal": (equal, "equal", lambda settings: 0),
     "static": (static, "static game", lambda settings: 0),
+    "static_alone": (static_alone, "own texts' distance", lambda settings: 0),
     "vector": (vector_points, "attributed on vectors", lambda settings: 0),
     # One, each of whose steps also goes through twice as many other texts.
     "in_run": (in_run, "in-run", lambda settings: 3),
@@ -122,13 +132,30 @@ ESTIMATES: dict[str, tuple[Estimate, str, Callable[[Settings], int]]] = {
 
 def simulated(settings: Settings, played: Played, combination: Combination) -> Simulated:
     """Experiment 2's vector world with the same people, rounds and start."""
-    grouping, metric, scoring = strategies_of(combination)
-    ids, centroid = np.arange(len(played.means))[None], played.case.crowd.centroid.astype(np.float64)
-    crowd = VectorCrowd(ids, played.means[None], centroid[None], played.base[None])
-    rules = Rules(settings.num_groups, settings.num_rounds, settings.error_probability)
-    rng = np.random.default_rng(played.case.streams("rounds"))
-    conduct = conduct_of(played.case.crowd, settings.num_rounds)
-    return simulate(crowd, grouping, metric, scoring, rules, rng, conduct=conduct)
+    return vector_world(settings, played.case, played.base, combination, settings.num_rounds)
+
+
+def vector_world(
+    settings: Settings, case: Case, start: np.ndarray, combination: Combination, num_rounds: int
+) -> Simulated:
+    """Experiment 2's, of the people's mean text vectors; start: (28,), the first model."""
+    means, centroid = case.crowd.means_at(0.0), case.crowd.centroid.astype(np.float64)
+    crowd = VectorCrowd(np.arange(len(means))[None], means[None], centroid[None], start[None])
+    rules = Rules(settings.num_groups, num_rounds, settings.error_probability)
+    rng = np.random.default_rng(case.streams("rounds"))
+    return simulate(crowd, *functions_of(*combination), rules, rng, conduct=conduct_of(case.crowd, num_rounds))
+
+
+def rehearse_strategies(settings: Settings, case: Case) -> None:
+    """Three rounds of experiment 2's world by the user's own functions, and what a metric of theirs makes of samples: a
+    mistake in them shows before a model is tuned. Raises InputError."""
+    crowd = case.crowd
+    for grouping, metric, scoring in combinations_of(settings):
+        if own := [name for name in (grouping, metric, scoring) if ":" in name]:
+            with blaming(own):
+                for combination in ((grouping, metric, scoring), ("random", metric, "attributed")):
+                    vector_world(settings, case, crowd.near[-1], combination, min(settings.num_rounds, 3))
+                values_of(np.stack([crowd.near, crowd.near[::-1]]), crowd.centroid, metric_of(metric))
 
 
 def conduct_of(crowd: Crowd, num_rounds: int) -> Conduct:

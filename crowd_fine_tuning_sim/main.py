@@ -1,7 +1,6 @@
 """The experiment: crowds compete with language models and are paid; every coalition is retrained; then tables, figures
 and the report."""
 
-import importlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -27,6 +26,7 @@ from crowd_fine_tuning_sim.cases import (
     with_other_seeds,
 )
 from crowd_fine_tuning_sim.crowds import Crowd, Source, load_source, real_crowd, simulated_crowd
+from crowd_fine_tuning_sim.estimates import rehearse_strategies
 from crowd_fine_tuning_sim.in_run import Task, in_run_values
 from crowd_fine_tuning_sim.pay import LEDGER, accounts_of
 from crowd_fine_tuning_sim.plays import REPORTED, plays_of
@@ -57,7 +57,7 @@ from point_in_space_sim.main import estimated_seconds, in_words, models_identity
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.protocols import Work, derived_seed
 from user_grouping_evaluation_sim.ledger import ledger_lines, numbers_in
-from user_grouping_evaluation_sim.settings import REGISTRIES
+from user_grouping_evaluation_sim.settings import code_sha256
 
 RESULTS = ROOT / "results" / "crowd_fine_tuning_sim"
 EXTENT = ("target_emotion", "num_crowds", "num_seeds")
@@ -81,6 +81,7 @@ def main(settings: Settings) -> None:
     with naming(f"--mapper {settings.mapper}"):
         mapper = load_mapper(settings.mapper, device)
     crowds = crowds_of(settings, source, partial(map_texts, mapper, cache_folder=cache_folder() / "vectors"))
+    rehearse_strategies(settings, Case(crowds[0], 1, settings.seed))
     tuning, sampling = engine_settings(settings)
     engine = engine_of(settings, device, tuning, sampling, settings.samples)
     with naming(f"--base-model {settings.base_model}"):
@@ -99,9 +100,6 @@ def main(settings: Settings) -> None:
         if is_complete(folder, [case.name for case in cases], run.finished, settings.redo_tables or redone.exists()):
             tell(f"already complete: {folder} (--overwrite runs it again)")
             return
-        run.write_sessions()  # a finished run to which something is added has none
-        if settings.redo_tables:
-            redone.touch()
         del base
         leave_models_to_workers(settings)
         with run.stage("in-run values"):
@@ -111,6 +109,8 @@ def main(settings: Settings) -> None:
         with run.stage("tables"):
             arrays = {case.name: read_saved(run, case) for case in cases}
             played = with_other_seeds([finished(run, settings, case, arrays[case.name]) for case in cases])
+            if settings.redo_tables:
+                redone.touch()
             tables = run_tables(settings, played)
             for name, table in tables.items():
                 write_table(table, run.path, name)
@@ -124,7 +124,7 @@ def main(settings: Settings) -> None:
                 if settings.figures
                 else no_figures(run.path, [figure.name for figure in FIGURES])
             )
-        page = report_page(settings, tables, drawn, played)
+        page = report_page(settings, tables, drawn, played, [path.name for path in run.path.iterdir()])
         said = dtypes_of(run, arrays)
         finish_with_report(run, page, **extent_of(settings), dtype=said, answer=answer_of(tables))
     tell(f"results in {folder}: {page.answer[0]}")
@@ -148,16 +148,14 @@ def crowds_of(settings: Settings, source: Source, mapped: Callable[[Sequence[str
 
 def identity_of(settings: Settings, base: BaseModel, mapper: Mapper, source: Source) -> dict[str, Any]:
     """All that decides a case: settings, models and texts by their content, the user's own code."""
-    own = [name for option in REGISTRIES for name in getattr(settings, option) if ":" in name]
-    modules = {name: importlib.import_module(name.partition(":")[0]).__file__ for name in own}
     # A case's dtype is its own: those that are finished may have been played on another machine.
-    no_part = (*NOT_IDENTITY, "preset", "redo_tables", "dtype", *EXTENT)
+    no_part = (*NOT_IDENTITY, "redo_tables", "dtype", *EXTENT)
     decides = asdict(settings) | models_identity(base, mapper)
     return {
         **{name: value for name, value in decides.items() if name not in no_part},
         "crowd": source.name,
         "crowd_sha256": source.sha256,
-        "code_sha256": {name: sha256_file(str(module)) for name, module in modules.items()},
+        "code_sha256": code_sha256(settings),
     }
 
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Combination, Played, metric_of, strategies_of, user_names
+from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Combination, Played, user_names
 from crowd_fine_tuning_sim.retraining import values_of
 from crowd_fine_tuning_sim.settings import Settings
 from user_grouping_evaluation_sim.ledger import Account, Form, paid, replayed, rounds_of
 from user_grouping_evaluation_sim.payout import UNIT, misallocation, shares
+from user_grouping_evaluation_sim.settings import functions_of, metric_of
 
 LEDGER = Form(
     (*CASE, *COMBINATION),
@@ -59,7 +60,7 @@ def pay_of(settings: Settings, played: Played) -> dict[Combination, Pay]:
     unknown = np.full(len(played.means), np.nan)
     found = dict.fromkeys(played.competitions, Pay(unknown, unknown, unknown))
     for combination, account in accounts_of(settings, played).items():
-        _, _, scoring = strategies_of(combination)
+        _, _, scoring = functions_of(*combination)
         *_, final = replayed(account, scoring, settings.num_rounds)
         one = replace(account, gained=np.ones(1))
         found[combination] = Pay(

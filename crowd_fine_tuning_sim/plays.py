@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from crowd_fine_tuning_sim.asking import Ask
-from crowd_fine_tuning_sim.cases import Case, Combination, combinations_of, metric_of, strategies_of
+from crowd_fine_tuning_sim.cases import Case, Combination, combinations_of
 from crowd_fine_tuning_sim.estimates import sampled_reference
 from crowd_fine_tuning_sim.retraining import Retrained, all_coalitions, audited_coalitions, retrain, values_of
 from crowd_fine_tuning_sim.settings import Settings
@@ -15,6 +15,7 @@ from experiment.run_folder import Arrays
 from point_in_space_sim.engine.recipes import Model, Request, Texts, name_of
 from user_grouping_evaluation_sim.competition import Rules, compete
 from user_grouping_evaluation_sim.ledger import recorded
+from user_grouping_evaluation_sim.settings import functions_of, metric_of
 
 REPORTED = 4  # samples, each of as many texts as value a coalition, of the few models that are compared at the end
 
@@ -32,7 +33,7 @@ def play_competition(settings: Settings, case: Case, combination: Combination, a
     """One competition. points (n,); of the rounds what ledger.recorded gives, (T, ...);
     judged (T + 1, 28), the mean vector of a fresh sample of the model before each round and at the end; final
     (REPORTED samples, 28), and its texts."""
-    grouping, metric, scoring = strategies_of(combination)
+    grouping, metric, scoring = functions_of(*combination)
     crowd, streams = case.crowd, case.streams
     pool = tuple(text for person in crowd.people for text in person.texts + person.later)
 

@@ -14,11 +14,12 @@ from matplotlib.ticker import MaxNLocator
 
 from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Played
 from crowd_fine_tuning_sim.estimates import ESTIMATES
+from crowd_fine_tuning_sim.reliability import correlation
 from crowd_fine_tuning_sim.results import Tables
 from crowd_fine_tuning_sim.settings import KINDS
 from experiment.figures import COLOURS, LINES, MARKERS, new_figure, save_figure
-from experiment.report import format_number
-from experiment.statistics import mean_interval
+from experiment.report import Estimate, words
+from experiment.statistics import correlation_interval, mean_interval
 
 GREY = "#666666"
 COMPETITION = "competition's model"
@@ -48,7 +49,8 @@ def standardised(values: pd.Series) -> pd.Series:
 
 def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.DataFrame) -> Figure:
     """A panel a scoring, then a panel an estimate: each against the Shapley values by retraining, in standard
-    deviations within a crowd's repetition, people of all crowds; bars: one standard error of the Shapley value."""
+    deviations within a crowd's repetition, people of all crowds, a style a kind, or a target where all are of one kind;
+    bars: one standard error of the Shapley value; r: means over crowds with intervals."""
     metric = points["metric"].iloc[0]
     points = points[points["metric"] == metric].copy()
     spread = points.groupby([*CASE, *COMBINATION])["shapley"].transform("std")
@@ -66,27 +68,33 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
     rows = -(-len(shown) // columns)
     figure, axes = new_figure(rows, columns, width=7.4, height=0.5 + 2.0 * rows, sharex=True, sharey=True)
     kinds = users.set_index(["target", "crowd", "user"])["kind"]
+    by, styles = "kind", KIND_STYLES
+    if kinds.nunique() == 1:
+        targets = list(dict.fromkeys(users["target"]))
+        by, styles = "target", {name: (MARKERS[i % 6], COLOURS[i % 6]) for i, name in enumerate(targets)}
     for panel, (title, own, column) in zip(axes.flat, shown, strict=False):
         own = own.join(kinds, on=["target", "crowd", "user"])
         x = own.groupby(CASE)["shapley"].transform(standardised)
         y = own.groupby(CASE)[column].transform(standardised)
-        for kind, (marker, colour) in KIND_STYLES.items():
-            of = own["kind"] == kind
+        for name, (marker, colour) in styles.items():
+            of = own[by] == name
             if of.any():
                 style: Any = {"fmt": marker, "color": colour, "markersize": 3.5, "elinewidth": 0.7}
-                panel.errorbar(x[of], y[of], xerr=own["error"][of], label=kind, alpha=0.8, **style)
+                panel.errorbar(x[of], y[of], xerr=own["error"][of], label=name, alpha=0.8, **style)
         panel.axline((0, 0), slope=1, color=GREY, linewidth=0.7, linestyle=":")
-        r = pd.Series({key: np.corrcoef(x[o.index], y[o.index])[0, 1] for key, o in own.groupby(CASE)})
-        found = f"{'mean ' * (len(r) > 1)}r = {format_number(r.mean(), 2)}" if r.notna().any() else "no r"
-        panel.set_title(f"{title}\n{found}", fontsize=8)
+        r = own.groupby(CASE)[["shapley", column]].apply(lambda o: float(correlation(*o.to_numpy(float).T)))
+        found = Estimate(*correlation_interval(r.groupby(["target", "crowd"]).mean().to_numpy()))
+        panel.set_title(f"{title}\n" + (f"r = {words(found)}" if r.notna().any() else "no r"), fontsize=8)
     for panel in axes.flat[len(shown) :]:
         panel.set_visible(False)
     for panel in axes.flat[len(shown) - columns : len(shown)]:  # the last of their columns
         panel.tick_params(labelbottom=True)
     figure.supxlabel(f"Shapley value by retraining ({metric}; standard deviations within a crowd)", fontsize=8)
-    figure.supylabel("points or estimate (the same)", fontsize=8)
+    figure.supylabel("points or estimate (standard deviations within a crowd)", fontsize=8)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=7, fontsize=7)
+    legend: Any = {"loc": "outside upper center", "ncols": 7, "fontsize": 7, "title_fontsize": 7}
+    note = "a mark: a person in one repetition; bar: one standard error; r: mean over crowds"
+    figure.legend(handles, labels, title=note, **legend)
     return figure
 
 

@@ -1,21 +1,21 @@
 """What report.html says of a run: the question, the answer, the captions, the tables and the people's texts."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from crowd_fine_tuning_sim.cases import Played, user_names
+from crowd_fine_tuning_sim.cases import COMBINATION, Played, user_names
 from crowd_fine_tuning_sim.estimates import ESTIMATES
 from crowd_fine_tuning_sim.plays import REPORTED
 from crowd_fine_tuning_sim.reliability import needed
-from crowd_fine_tuning_sim.results import Tables
+from crowd_fine_tuning_sim.results import CORRELATIONS, Tables
 from crowd_fine_tuning_sim.settings import Settings
-from experiment.report import Estimate, Illustration, Page, Sample, Table, Value, words
+from experiment.report import Compared, Illustration, Page, Sample, Table, Value, estimate_of, words
 from point_in_space_sim.target import distances_to
 
 TEXTS_SHOWN = 5
+COMPARED = {"pearson": 1, "spearman": 1, "misallocation": -1}  # 1: more is better
 FIGURES = (
     Illustration(
         "agreement",
@@ -55,7 +55,7 @@ FILES = (
     ("estimates.csv", "other estimates of their shares"),
     ("agreement.csv", "correlations with the reference, and models tuned"),
     ("reliability.csv", "whether people can be told apart: by samples, texts and seeds"),
-    ("coalitions.csv", "every retrained coalition's value"),
+    ("coalitions.csv", "every retrained coalition's value; a digit a person, in the order of users.csv (read as text)"),
     ("rounds.csv", "every candidate of every round"),
     ("progress.csv", "distance by round, language models and vectors"),
     ("finals.csv", "fresh samples of the last models and of what they are compared with"),
@@ -70,7 +70,10 @@ OTHERS = {
 }
 
 
-def report_page(settings: Settings, tables: Tables, drawn: Sequence[str], played: Sequence[Played]) -> Page:
+def report_page(
+    settings: Settings, tables: Tables, drawn: Sequence[str], played: Sequence[Played], written: Iterable[str]
+) -> Page:
+    """From the run's tables. drawn: its figures' names. written: the run's files."""
     seeds = f"{settings.num_seeds} seed{'s' * (settings.num_seeds > 1)}"
     crowds = len(settings.target_emotion) * settings.num_crowds
     reference = {
@@ -105,7 +108,8 @@ def report_page(settings: Settings, tables: Tables, drawn: Sequence[str], played
         samples=samples_of(settings, played),
         samples_note=f"The first {TEXTS_SHOWN} texts of each person of the first crowd, and what its last models "
         "wrote, with their distance to the centroid. They are what people and a language model wrote.",
-        files=[entry for entry in FILES if entry[0] != "ledger.csv" or settings.reference != "none"],
+        files=[(file, what) for name, what in FILES for file in (name, f"{name}.gz") if file in (*written, "run.json")],
+        compared=Compared("agreement", COMBINATION, ["target", "crowd"], COMPARED, where={"what": "points"}),
     )
 
 
@@ -113,10 +117,6 @@ def row_of(summary: pd.DataFrame, what: str, quantity: str, scoring: str = "") -
     """Of the first metric and, of several groupings, the first."""
     own = summary[(summary["what"] == what) & (summary["quantity"] == quantity) & (summary["scoring"] == scoring)]
     return own.iloc[0] if len(own) else None
-
-
-def as_estimate(row: Any) -> Estimate:
-    return Estimate(float(row["value"]), float(row["low"]), float(row["high"]))
 
 
 def answer(summary: pd.DataFrame) -> list[str]:
@@ -129,7 +129,7 @@ def answer(summary: pd.DataFrame) -> list[str]:
         title: (name, "") for name, (_, title, _) in ESTIMATES.items()
     }
     agreed = {
-        title: f"{title} {words(as_estimate(row))}" + (f" ({row['crowds']} crowds)" if row["crowds"] < crowds else "")
+        title: f"{title} {words(estimate_of(row))}" + (f" ({row['crowds']} crowds)" if row["crowds"] < crowds else "")
         for title, (what, scoring) in titles.items()
         if (row := row_of(summary, what, "pearson", scoring)) is not None and np.isfinite(row["value"])
     }
@@ -138,15 +138,17 @@ def answer(summary: pd.DataFrame) -> list[str]:
     lines = [f"Points agree with Shapley values by retraining ({metric}) at r = {points} ({over})."] if points else []
     lines += [f"Other estimates agree at r = {others}."] if others else []
     lines += misallocations(summary, scorings)
-    first = scorings[-1]
+    scoring = scorings[-1]
     for other, title in OTHERS.items():
-        row = row_of(summary, "points", f"value - {other}", first)
+        row = row_of(summary, "points", f"value - {other}", scoring)
         if row is not None:
-            line = f"The competition's last model ({first}) less {title}: {words(as_estimate(row), 3)}"
-            distinct = row_of(summary, "points", f"distinct - {other}", first)
-            if distinct is not None:
-                line += f"; of the share of distinct texts {words(as_estimate(distinct))}"
+            line = f"The competition's last model ({scoring}) less {title}: {words(estimate_of(row), 3)}"
+            for share in ("distinct", "copied"):
+                if (differs := row_of(summary, "points", f"{share} - {other}", scoring)) is not None:
+                    line += f"; of the share of {share} texts {words(estimate_of(differs))}"
             lines.append(f"{line}.")
+    if (copied := row_of(summary, "points", "copied", scoring)) is not None:
+        lines.append(f"Of its texts {words(estimate_of(copied))} are word for word somebody's of the crowd.")
     return lines
 
 
@@ -158,7 +160,7 @@ def misallocations(summary: pd.DataFrame, scorings: Sequence[str]) -> list[str]:
             row_of(summary, "points", quantity, name) for quantity in ("misallocation", "misallocation - equal")
         )
         if row is not None and less is not None and np.isfinite(row["value"]):
-            shares.append(f"{name} {words(as_estimate(row))} ({words(as_estimate(less))} against equal pay)")
+            shares.append(f"{name} {words(estimate_of(row))} ({words(estimate_of(less))} against equal pay)")
     said = f"Share of the budget that pay gives the wrong people, by Shapley values: {', '.join(shares)}."
     return [said] if shares else []
 
@@ -218,17 +220,18 @@ def agreement(summary: pd.DataFrame) -> Table:
         by = own.set_index("quantity")
         title = f"{scoring} points, {grouping}" if what == "points" else ESTIMATES[what][1]
         models = float(by.loc["models", "value"])
-        measures = [as_estimate(by.loc[name]) for name in ("pearson", "spearman", "misallocation")]
+        measures = [estimate_of(by.loc[name]) for name in (*CORRELATIONS, "misallocation")]
         if what != "points" and not any(np.isfinite(measure.value) for measure in measures):
             continue
         rows.append([title, metric, *measures, int(models) if models.is_integer() else models])
     caption = (
         "Correlation with the retraining game's Shapley values over the people of a crowd, means over crowds with 95 % "
-        "intervals (of correlations uneven, see experiment/statistics.py); misallocated: the share of the budget that "
+        "intervals (of correlations uneven, see experiment/statistics.py); within kinds: among people of one kind, who "
+        "are alike but for chance; misallocated: the share of the budget that "
         "goes to others than these values say, of pay or of the positive part of an estimate; models: how many had to "
         "be tuned for points or estimate. Pay by attributed points takes one more model a person, and everybody's."
     )
-    columns = ["what", "metric", "Pearson", "Spearman", "misallocated", "models"]
+    columns = ["what", "metric", "Pearson", "Spearman", "within kinds", "misallocated", "models"]
     return Table("Agreement", caption, columns, rows, "summary.csv")
 
 
@@ -238,13 +241,14 @@ def ends(summary: pd.DataFrame) -> Table:
     for (metric, grouping, scoring), own in of_points.groupby(["metric", "grouping", "scoring"], sort=False):
         by = own.set_index("quantity")
         for other in [name.removeprefix("value - ") for name in by.index if name.startswith("value - ")]:
-            measures = [as_estimate(by.loc[f"{measure} - {other}"]) for measure in ("value", "distinct")]
+            measures = [estimate_of(by.loc[f"{measure} - {other}"]) for measure in ("value", "distinct", "copied")]
             rows.append([f"{scoring}, {grouping}", str(metric), OTHERS.get(other, other), *measures])
     caption = (
         "Value of a fresh sample of the competition's last model less that of another's: above 0 it is nearer. Beside "
-        "it, the same of the share of distinct texts: a model that writes a few texts again and again is near, too."
+        "it, the same of the shares of distinct texts and of those that somebody of the crowd holds word for word: a "
+        "model that recites a few texts is near, too."
     )
-    columns = ["competition", "metric", "less", "value", "distinct"]
+    columns = ["competition", "metric", "less", "value", "distinct", "copied"]
     return Table("Where it ends", caption, columns, rows, "summary.csv")
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import pearsonr, spearmanr
+from scipy.spatial.distance import cdist
+from scipy.stats import rankdata
 
-from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Combination, Played, metric_of, user_names
+from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Combination, Played, user_names
 from crowd_fine_tuning_sim.crowds import near_duplicates
 from crowd_fine_tuning_sim.estimates import ESTIMATES, reference_of, simulated
 from crowd_fine_tuning_sim.pay import Pay, misallocated, pay_of
@@ -26,8 +27,10 @@ from crowd_fine_tuning_sim.retraining import static_game, values_of
 from crowd_fine_tuning_sim.settings import MOST_USERS_EXACT, Settings
 from experiment.statistics import correlation_interval, mean_interval
 from point_in_space_sim.target import distances_to
+from user_grouping_evaluation_sim.settings import metric_of
 
 Tables = dict[str, pd.DataFrame]
+SAME_TEXT = 1e-3  # largest difference of two vectors of one text; in our runs they are within 1e-5, others 3e-3 apart
 
 
 def run_tables(settings: Settings, cases: Sequence[Played]) -> Tables:
@@ -182,17 +185,20 @@ def progress_table(settings: Settings, played: Played) -> pd.DataFrame:
 
 def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
     """finals.csv: by each metric, the value of a fresh sample of each competition's last model and of what it is
-    compared with (model: base, everybody, best_person, best_coalition), its mean vector's distance, and the share of
-    distinct texts, by their vectors: a model that writes one good text again and again is near, too."""
+    compared with (model: base, everybody, best_person, best_coalition), its mean vector's distance, and the shares of
+    distinct texts and of those that somebody of the crowd holds word for word, both by vectors: a model that recites a
+    few good texts is near, too."""
     rows: list[list[Any]] = []
-    centroid, found = played.case.crowd.centroid, played.retraining
+    crowd, found = played.case.crowd, played.retraining
+    centroid, held = crowd.centroid, np.concatenate([*crowd.vectors, *crowd.later])
 
     def put(metric: str, model: str, grouping: str, scoring: str, vectors: np.ndarray) -> None:
         value = float(values_of(vectors[None], centroid, metric_of(metric))[0][0])
         distance = float(distances_to(centroid, vectors.astype(np.float64).mean(axis=0)[None])[0])
         # The last bits of a text's vector differ between batches.
         distinct = len(np.unique(vectors.round(4), axis=0)) / len(vectors)
-        rows.append([metric, model, grouping, scoring, value, distance, distinct])
+        copied = (cdist(vectors, held, "chebyshev") < SAME_TEXT).any(axis=1).mean()
+        rows.append([metric, model, grouping, scoring, value, distance, distinct, copied])
 
     fresh = list(found["fresh"])
     base, everybody, rest = fresh[0], fresh[1], fresh[2:]
@@ -206,7 +212,7 @@ def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
             put(metric, "best_coalition", "", "", best[1])
     for (grouping, metric, scoring), own in played.competitions.items():
         put(metric, "competition", grouping, scoring, own["final"])
-    columns = ["metric", "model", "grouping", "scoring", "value", "distance", "distinct"]
+    columns = ["metric", "model", "grouping", "scoring", "value", "distance", "distinct", "copied"]
     table = pd.DataFrame(rows, columns=columns)
     return _rows(played, **{name: table[name] for name in columns})
 
@@ -214,40 +220,47 @@ def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
 def agreement_table(
     settings: Settings, played: Played, references: References, estimates: Estimates, pay: Mapping[Combination, Pay]
 ) -> pd.DataFrame:
-    """agreement.csv: correlations with the retraining game's Shapley values, the share of a budget that goes to the
-    wrong people by the shares of pay, or by an estimate where it is above 0, and models tuned for points or estimate.
-    what: "points" of a scoring, or an estimate."""
+    """agreement.csv: correlations with the retraining game's Shapley values (within_kinds: Pearson's among those of one
+    kind), the share of a budget that goes to the wrong people by the shares of pay, or by an estimate where it is above
+    0, and models tuned for points or estimate. what: "points" of a scoring, or an estimate."""
     rows: list[list[Any]] = []
+    kinds = [person.kind for person in played.case.crowd.people]
     for (grouping, metric, scoring), own in played.competitions.items():
         models = int(np.isfinite(own["rewards"]).sum())
         shapley, own_pay = references[metric][0], pay[grouping, metric, scoring]
-        measures = [*correlations(own["points"], shapley), misallocated(own_pay.shares, shapley), models]
+        measures = [*correlations(own["points"], shapley, kinds), misallocated(own_pay.shares, shapley), models]
         rows.append([metric, "points", grouping, scoring, *measures])
     for metric, by_name in estimates.items():
         shapley = references[metric][0]
         for name, values in by_name.items():
-            measures = [*correlations(values, shapley), misallocated(values, shapley)]
+            measures = [*correlations(values, shapley, kinds), misallocated(values, shapley)]
             rows.append([metric, name, "", "", *measures, ESTIMATES[name][2](settings)])
-    columns = ["metric", "what", "grouping", "scoring", "pearson", "spearman", "misallocation", "models"]
+    columns = ["metric", "what", "grouping", "scoring", *CORRELATIONS, "misallocation", "models"]
     table = pd.DataFrame(rows, columns=columns)
     return _rows(played, **{name: table[name] for name in columns})
 
 
-def correlations(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Pearson's and Spearman's; NaN where one does not vary."""
-    if not (np.isfinite(a).all() and np.isfinite(b).all()) or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return np.nan, np.nan
-    return float(pearsonr(a, b)[0]), float(spearmanr(a, b)[0])
+CORRELATIONS = ["pearson", "spearman", "within_kinds"]
+
+
+def correlations(a: np.ndarray, b: np.ndarray, kinds: Sequence[str]) -> tuple[float, float, float]:
+    """CORRELATIONS of a and b (n,): Pearson's, Spearman's, Pearson's of what is above the mean of one's kind. NaN where
+    one does not vary, the last also where all are of one kind."""
+    of_kind = np.equal.outer(kinds, kinds).astype(float)
+    within = np.nan
+    if not of_kind.all():
+        within = float(correlation(*(x - of_kind @ x / of_kind.sum(axis=1) for x in (a, b))))
+    return float(correlation(a, b)), float(correlation(rankdata(a), rankdata(b))), within
 
 
 def interval_over_crowds(quantity: str, values: np.ndarray) -> tuple[float, float, float]:
     """Mean of a quantity of summary.csv over crowds (crowds,), NaN where one has none, and its 95 % interval: of
     correlations through Fisher's z, else Student's, cut off where the quantity, or a difference of two, cannot be."""
-    if quantity in ("pearson", "spearman"):
+    if quantity in CORRELATIONS:
         return correlation_interval(values)
     bounds = (-np.inf, np.inf)
-    if quantity.startswith(("misallocation", "distinct")):
-        bounds = (0.0 if quantity == "misallocation" else -1.0, 1.0)
+    if quantity.startswith(("misallocation", "distinct", "copied")):
+        bounds = (-1.0 if " - " in quantity else 0.0, 1.0)
     mean, low, high = np.clip(mean_interval(values), *bounds)
     return float(mean), float(low), float(high)
 
@@ -256,8 +269,10 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
     """summary.csv: means over the crowds that have the quantity (of each crowd over its seeds) with 95 %
     intervals (interval_over_crowds): over crowds like these, dealt for these targets.
 
-    quantity: pearson, spearman, misallocation, models; misallocation - equal, less that of equal shares in the same
-    crowd and seed; or value - ..., distinct - ...: of a competition's last model less another's, of fresh samples.
+    quantity: pearson, spearman, within_kinds, misallocation, models; pearson - static, pearson - marginal,
+    misallocation - equal: less that of the game of mean text vectors, of marginal points of the same grouping, of equal
+    shares, in the same crowd and seed; distinct, copied: of a competition's last model, of fresh samples, and
+    value - ..., distinct - ..., copied - ...: less another model's.
     """
     rows: list[list[Any]] = []
     names = ["metric", "what", "grouping", "scoring"]
@@ -266,22 +281,30 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
         means = own.groupby(["target", "crowd"])[column].mean().to_numpy()
         rows.append([*key, quantity, int(np.isfinite(means).sum()), *interval_over_crowds(quantity, means)])
 
-    equal = agreement[agreement["what"] == "equal"].set_index([*CASE, "metric"])["misallocation"].rename("equal")
-    agreement = agreement.join(equal, on=[*CASE, "metric"])
-    agreement["misallocation - equal"] = agreement["misallocation"] - agreement["equal"]
-    for key, own in agreement.groupby(names, sort=False):
-        for quantity in ("pearson", "spearman", "misallocation", "misallocation - equal", "models"):
+    def less(own: pd.DataFrame, others: pd.DataFrame, measure: str, on: list[str]) -> pd.Series:
+        return own[measure] - own[on].join(others.set_index(on)[measure], on=on)[measure]
+
+    of_case = [*CASE, "metric"]
+    compared = {
+        "pearson - static": less(agreement, agreement[agreement["what"] == "static"], "pearson", of_case),
+        "pearson - marginal": less(
+            agreement, agreement[agreement["scoring"] == "marginal"], "pearson", [*of_case, "what", "grouping"]
+        ),
+        "misallocation - equal": less(agreement, agreement[agreement["what"] == "equal"], "misallocation", of_case),
+    }
+    for key, own in agreement.assign(**compared).groupby(names, sort=False):
+        for quantity in (*CORRELATIONS, "misallocation", *compared, "models"):
             put(key, quantity, own, quantity)
-    index = ["target", "crowd", "seed", "metric"]
     competition = finals[finals["model"] == "competition"]
-    measures = [name for name in ("value", "distinct") if name in finals]  # the latter since November 2026
-    for other in [name for name in finals["model"].unique() if name != "competition"]:
-        theirs = finals[finals["model"] == other].set_index(index)[measures].add_suffix(" of other")
-        paired = competition.join(theirs, on=index)
-        for measure in measures:
-            paired["difference"] = paired[measure] - paired[f"{measure} of other"]
-            for (metric, grouping, scoring), own in paired.groupby(["metric", "grouping", "scoring"], sort=False):
-                put([metric, "points", grouping, scoring], f"{measure} - {other}", own, "difference")
+    compared = {
+        f"{measure} - {other}": less(competition, finals[finals["model"] == other], measure, of_case)
+        for other in [name for name in finals["model"].unique() if name != "competition"]
+        for measure in ("value", "distinct", "copied")
+    }
+    key_of = ["metric", "grouping", "scoring"]
+    for (metric, grouping, scoring), own in competition.assign(**compared).groupby(key_of, sort=False):
+        for quantity in ("distinct", "copied", *compared):
+            put([metric, "points", grouping, scoring], quantity, own, quantity)
     return pd.DataFrame(rows, columns=[*names, "quantity", "crowds", "value", "low", "high"])
 
 

@@ -60,7 +60,7 @@ class Settings(EngineOptions):
     samples: int = 12
     """Texts sampled from a model to judge it."""
     redo_tables: bool = False
-    """Write the tables, figures and report of a finished run again, from its cases/. No model is made."""
+    """Write the tables, figures and report of a finished run again, from its cases/."""
 
 
 # Twice the default's texts and samples, whose halves tell people apart at r = 0.91 and 0.94 (FINDINGS.md).

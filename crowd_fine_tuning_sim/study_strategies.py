@@ -29,7 +29,7 @@ from crowd_fine_tuning_sim.crowds import (
     taken_for,
 )
 from crowd_fine_tuning_sim.estimates import conduct_of
-from experiment.command_line import CommonSettings, run_script
+from experiment.command_line import StudySettings, run_script
 from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
 from experiment.files import ROOT
 from experiment.statistics import mean_interval
@@ -59,7 +59,7 @@ SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Settings(CommonSettings):
+class Settings(StudySettings):
     seed: int = 7000
     num_runs: int = 24
     """Crowds, their targets in turn."""
@@ -190,26 +190,27 @@ def copies_table(honest: np.ndarray, found: np.ndarray, apart: np.ndarray, toget
 
 
 def copies_figure(copies: pd.DataFrame, merged: pd.DataFrame) -> Figure:
-    """Left a sybil's gain and the copies that are found, by words left out; right the honest people who are merged."""
-    figure, axes = new_figure(1, 2, width=7.4, height=3.4)
-    left, right = axes[0]
-    for number, (column, label) in enumerate(
-        (("gain", "each account by itself"), ("quotient_gain", "by the quotient"))
-    ):
+    """A sybil's gain and the copies that are found, by words left out, and the honest people who are merged."""
+    figure, axes = new_figure(1, 3, width=7.4, height=3.0)
+    left, middle, right = axes[0]
+    told = "accounts taken for one person"
+    for number, (column, label) in enumerate((("gain", "each account by itself"), ("quotient_gain", told))):
         ends: Any = [copies[column] - copies[f"{column}_low"], copies[f"{column}_high"] - copies[column]]
         style: Any = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": LINES[number], "ms": 4}
         left.errorbar(copies["left_out"], copies[column], yerr=ends, label=label, **style)
-    style = {"color": COLOURS[2], "marker": MARKERS[2], "linestyle": LINES[2], "ms": 4}
-    left.plot(copies["left_out"], copies["found"], label="share of its copies found", **style)
     left.axhline(1, color="black", linewidth=0.6, linestyle=":")
     left.set_ylim(0, None)
     left.set_xlabel("share of a copy's words left out")
     left.set_ylabel("pay of 5 accounts over the honest twin's")
+    middle.plot(copies["left_out"], 100 * copies["found"], color="black", marker="o", ms=4)
+    middle.set_xlabel("share of a copy's words left out")
+    middle.set_ylabel("copies that are found (%)")
+    middle.set_ylim(0, None)
     right.plot(merged["share"], 100 * merged["merged"], color="black", marker="o", ms=4)
     right.set_xlabel("share of texts that must have near-duplicates")
     right.set_ylabel("honest people taken for another (%)")
     right.set_ylim(0, None)
-    legend_below(figure, left, 3)
+    legend_below(figure, left, 2)
     return figure
 
 

@@ -42,7 +42,7 @@ class TextWorld:
     centroid: (28,).
 
     budget: texts that a candidate is tuned on. judged: filled round by round with the mean vector (28,) of a fresh
-    sample of the model that the round begins with, which no choice has seen.
+    sample of the model that the round begins with, by which it was not chosen.
     """
 
     texts: Callable[[int], Sequence[Texts]]

@@ -9,7 +9,7 @@ import pandas as pd
 from crowd_fine_tuning_sim.cases import CASE, CASES, read_cases
 from crowd_fine_tuning_sim.pay import LEDGER, misallocated
 from crowd_fine_tuning_sim.reliability import exact_reliability, needed, spearman_brown
-from crowd_fine_tuning_sim.results import as_bits, correlations, run_tables, seed_rows, summary_table
+from crowd_fine_tuning_sim.results import CORRELATIONS, as_bits, correlations, run_tables, seed_rows, summary_table
 from crowd_fine_tuning_sim.retraining import all_coalitions, exact_shapley
 from experiment.command_line import described
 from experiment.errors import InputError
@@ -20,7 +20,8 @@ from user_grouping_evaluation_sim.settings import REGISTRIES
 
 PAID = ["pay", "pay_error", "share"]
 TABLES = "users rounds coalitions points estimates progress finals agreement reliability summary".split()
-MAY_BE_NAN = "shapley standard_error pearson spearman misallocation value low high predicted observed needed".split()
+MAY_BE_NAN = ["shapley", "standard_error", *CORRELATIONS, "misallocation", "value", "low", "high"]
+MAY_BE_NAN += ["predicted", "observed", "needed"]
 EXACT = 1e-9
 
 
@@ -118,6 +119,7 @@ def check_shapley(points: pd.DataFrame, coalitions: pd.DataFrame, users: pd.Data
 
 def check_agreement(tables: dict[str, pd.DataFrame]) -> list[str]:
     differences = []
+    kinds = {key: own["kind"].tolist() for key, own in tables["users"].groupby(CASE[:2], sort=False)}
     for row in tables["agreement"].to_dict("records"):
         if row["what"] == "points":
             own, columns = tables["points"], ["metric", "grouping", "scoring"]
@@ -128,10 +130,10 @@ def check_agreement(tables: dict[str, pd.DataFrame]) -> list[str]:
         columns = [*CASE, *columns]
         own = own[(own[columns] == [row[name] for name in columns]).all(axis=1)]
         given, shapley = own[values].to_numpy(float), own["shapley"].to_numpy(float)
-        # Tables of before November 30, 2026 have no shares.
-        paid = own["share" if "share" in own else "pay"].to_numpy(float) if row["what"] == "points" else given
-        expected = [*correlations(given, shapley), misallocated(paid, shapley)]
-        measures = [row["pearson"], row["spearman"], row["misallocation"]]
+        paid = own["share"].to_numpy(float) if row["what"] == "points" else given
+        known = kinds[row["target"], row["crowd"]]
+        expected = [*correlations(given, shapley, known), misallocated(paid, shapley)]
+        measures = [row[name] for name in (*CORRELATIONS, "misallocation")]
         if not np.allclose(expected, measures, atol=EXACT, rtol=0, equal_nan=True):
             named = ", ".join(str(row[name]) for name in columns)
             differences.append(f"agreement.csv: {named}: not what {values} and Shapley values give")

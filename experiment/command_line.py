@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 from experiment.errors import InputError, RunFailed
 from experiment.parallel import BACKENDS
 
-Settings = TypeVar("Settings", bound="CommonSettings")
+Settings = TypeVar("Settings", bound="StudySettings")
 
 
 @dataclass(frozen=True)
-class CommonSettings:
+class StudySettings:
+    """Of a script whose work is not resumed."""
+
     preset: str = "default"
     """A named set of defaults; options given beside it win."""
     seed: int = 0
@@ -30,6 +32,10 @@ class CommonSettings:
     """The run's folder. Default: results/<experiment>/<preset> in the repository."""
     jobs: int = field(default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     """How many processes work at once. The results do not depend on it."""
+
+
+@dataclass(frozen=True)
+class CommonSettings(StudySettings):
     overwrite: bool = False
     """Replace the run that the folder holds."""
     resume: bool = True
@@ -45,7 +51,7 @@ class CommonSettings:
 
 
 # These do not decide the results, so a run may be resumed with others.
-NOT_IDENTITY = ("output_dir", "jobs", "overwrite", "resume", "figures", "backend", "scheduler", "dry_run")
+NOT_IDENTITY = ("preset", "output_dir", "jobs", "overwrite", "resume", "figures", "backend", "scheduler", "dry_run")
 
 
 # torch's exceptions, on CUDA and on the CPU, which this module does not import.
@@ -232,6 +238,17 @@ def named_function(option: str, name: str, registry: Mapping[str, Callable[..., 
     if not callable(function):
         raise InputError(f"{option} {name}: is no function; name it as module:function")
     return function  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def blaming(names: Sequence[str]) -> Iterator[None]:
+    """Whatever the user's own functions of these names raise in a rehearsal is bad input that says where."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{' '.join(names)}: fails in a rehearsal ({described(error)})") from error
 
 
 def described(error: Exception) -> str:

@@ -73,6 +73,7 @@ def workers(
     """
     if backend not in BACKENDS:
         raise InputError(f"backend {backend}: unknown; choose from {', '.join(BACKENDS)}")
+    jobs = max(jobs, 1)
     with ExitStack() as stack:
         if backend == "dask":
             client = stack.enter_context(_dask_client(scheduler))

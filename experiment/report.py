@@ -229,21 +229,17 @@ def format_number(value: float, decimals: int) -> str:
     return shown.replace("-", "−") if float(shown) else shown.removeprefix("-")
 
 
-def words(estimate: Sequence[float] | Estimate, decimals: int = 2) -> str:
+def words(estimate: Estimate, decimals: int = 2) -> str:
     """0.95 [0.94, 0.96]"""
-    value, low, high = (
-        (estimate.value, estimate.low, estimate.high) if isinstance(estimate, Estimate) else map(float, estimate)
-    )
-    shown = format_number(value, decimals)
-    if math.isnan(low):
+    shown = format_number(estimate.value, decimals)
+    if math.isnan(estimate.low):
         return shown
-    return f"{shown} [{format_number(low, decimals)}, {format_number(high, decimals)}]"
+    return f"{shown} [{format_number(estimate.low, decimals)}, {format_number(estimate.high, decimals)}]"
 
 
-def estimates(rows: Mapping[str, Any], column: str, low: str | None = None, high: str | None = None) -> Estimate:
-    """The columns `column`, `column`_low and `column`_high of a row, or others that are named."""
-    names = (column, low or f"{column}_low", high or f"{column}_high")
-    return Estimate(*(float(rows[name]) for name in names))
+def estimate_of(row: Any, *columns: str) -> Estimate:
+    """A row's value and ends of its interval, by default its `value`, `low` and `high`."""
+    return Estimate(*(float(row[name]) for name in columns or ("value", "low", "high")))
 
 
 def index_html(results: Path) -> str:

@@ -64,6 +64,7 @@ class RunFolder:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the seconds spent inside to run.json's `seconds`."""
+        self.write_sessions()  # at once: a process that is killed in its first stage has worked on the run too
         start = time.perf_counter()
         try:
             yield
@@ -129,7 +130,8 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
     identity: all that decides the results (settings, seed, hashes of the data), JSON types only. A folder that holds
     an equal identity is resumed, or reported as finished.
     Raises InputError where the folder holds another run or other files, another process writes to it, or it cannot
-    be written or locked. A run that began here and ends in an InputError leaves nothing behind.
+    be written or locked. A run that began here and ends in an InputError leaves nothing behind, but for finished games
+    or cases.
     """
     path = Path(path)
     identity = json.loads(json.dumps(identity))
@@ -156,11 +158,10 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
         run = RunFolder(path, identity, finished, *_sessions(path))
         if not finished:
             run.write_json(f"{PARTS}/{IDENTITY}", identity)
-            run.write_sessions()  # at once: a process that is killed in its first stage has worked on the run too
         try:
             yield run
         except InputError:
-            if held is None:
+            if held is None and not any(path.glob("[!.]*/[!.]*.npz")):
                 _clear(path)
             raise
 

@@ -217,7 +217,7 @@ def identity_of(
     corpus: Corpus,
 ) -> dict[str, Any]:
     """All that decides a game's results. Targets are no part of it: other ones are added to the folder's run."""
-    skipped = (*NOT_IDENTITY, "preset", "emotions", "target_text", "target_emotions")
+    skipped = (*NOT_IDENTITY, "emotions", "target_text", "target_emotions")
     return {
         **{name: value for name, value in asdict(settings).items() if name not in skipped},
         **asdict(tuning),

@@ -1,7 +1,6 @@
 """What report.html says of a run: the question, the answer, the captions, the tables and the sampled comments."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -13,6 +12,7 @@ from experiment.report import (
     Sample,
     Table,
     Value,
+    estimate_of,
     format_number,
     words,
 )
@@ -176,7 +176,7 @@ def answer(summary: pd.DataFrame) -> list[str]:
                 f"{PROTOCOLS[name].short} minus {PROTOCOLS[other].short}: {_all_measures(means, name, other)}."
             )
     base, near = (pick(means, "distance", name)["value"].item() for name in ("base", "neighbourhood"))
-    reduced = words(_estimate(pick(means, "reduction_percent", "multi", "single").iloc[0]), 1)
+    reduced = words(estimate_of(pick(means, "reduction_percent", "multi", "single").iloc[0]), 1)
     lines.append(
         f"Comma selection, the study's, reduces the single model's mean distance by {reduced} %. For scale: the base "
         f"model lies at {base:.3f}, the neighbourhood's own comments at {near:.3f}."
@@ -190,7 +190,7 @@ def _article(protocol: str) -> str:
 
 def _all_measures(means: pd.DataFrame, protocol: str, against: str) -> str:
     return "; ".join(
-        f"{measure.short} {words(_estimate(pick(means, name, protocol, against).iloc[0]), 3)}"
+        f"{measure.short} {words(estimate_of(pick(means, name, protocol, against).iloc[0]), 3)}"
         for name, measure in MEASURES.items()
     )
 
@@ -199,7 +199,7 @@ def levels_table(summary: pd.DataFrame) -> Table:
     means = overall(summary)
     rows: list[list[Value]] = []
     for name in played(summary):
-        measured = [_estimate(pick(means, measure, name).iloc[0]) for measure in MEASURES]
+        measured = [estimate_of(pick(means, measure, name).iloc[0]) for measure in MEASURES]
         described = [float(pick(means, column, name)["value"].item()) for column in DESCRIPTIONS]
         rows.append([PROTOCOLS[name].title, *measured, *described])
     caption = (
@@ -214,7 +214,7 @@ def levels_table(summary: pd.DataFrame) -> Table:
 def differences_table(summary: pd.DataFrame) -> Table:
     means = overall(summary)
     rows: list[list[Value]] = [
-        [f"{name} − {other}", *(_estimate(pick(means, measure, name, other).iloc[0]) for measure in MEASURES)]
+        [f"{name} − {other}", *(estimate_of(pick(means, measure, name, other).iloc[0]) for measure in MEASURES)]
         for name, other in comparisons(played(summary))
     ]
     caption = (
@@ -231,7 +231,7 @@ def published_table(summary: pd.DataFrame) -> Table:
     targets = summary["emotion"].unique()
     same = study[study["emotion"].isin(targets)]
     said = [("distance", "single", ""), ("distance", "multi", ""), ("reduction_percent", "multi", "single")]
-    ours = [_estimate(pick(means, *which).iloc[0]) for which in said]
+    ours = [estimate_of(pick(means, *which).iloc[0]) for which in said]
     rows: list[list[Value]] = [["this run", len(targets), *ours]]
     for name, table in (("the same emotions", same), ("all", study)):
         if len(table):
@@ -253,9 +253,9 @@ def targets_table(summary: pd.DataFrame) -> Table:
     first, against = headline(protocols)
     rows: list[list[Value]] = []
     for emotion, own in summary.groupby("emotion", sort=False):
-        distances = [_estimate(pick(own, "distance", name).iloc[0]) for name in protocols]
-        differences = [_estimate(pick(own, measure, first, against).iloc[0]) for measure in MEASURES]
-        curse = [_estimate(pick(own, "distance", name, "selection").iloc[0]) for name in _choosing(summary)]
+        distances = [estimate_of(pick(own, "distance", name).iloc[0]) for name in protocols]
+        differences = [estimate_of(pick(own, measure, first, against).iloc[0]) for measure in MEASURES]
+        curse = [estimate_of(pick(own, "distance", name, "selection").iloc[0]) for name in _choosing(summary)]
         near = pick(own, "distance", "neighbourhood")["value"].item()
         rows.append([str(emotion), *distances, *differences, *curse, float(near)])
     columns = [
@@ -317,8 +317,3 @@ def _sample(title: str, table: pd.DataFrame) -> Sample:
     mean = format_number(float(table["distance"].mean()), 2)
     texts = [(float(distance), str(said)) for distance, said in zip(chosen["distance"], chosen["text"], strict=True)]
     return Sample(f"{title[0].upper()}{title[1:]} (mean {mean})", texts)
-
-
-def _estimate(row: Any) -> Estimate:
-    """From a row of summary.csv, or of `overall`."""
-    return Estimate(float(row["value"]), float(row["low"]), float(row["high"]))

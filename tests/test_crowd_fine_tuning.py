@@ -18,17 +18,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.text import Text
+from scipy.stats import pearsonr, spearmanr
 
 from crowd_fine_tuning_sim import main
 from crowd_fine_tuning_sim.asking import play_together
 from crowd_fine_tuning_sim.cases import CASE, COMBINATION, Case, played_case
 from crowd_fine_tuning_sim.crowds import Crowd, Person
-from crowd_fine_tuning_sim.estimates import ESTIMATES
+from crowd_fine_tuning_sim.estimates import ESTIMATES, simulated
 from crowd_fine_tuning_sim.pay import misallocated, pay_of
 from crowd_fine_tuning_sim.plays import plays_of
 from crowd_fine_tuning_sim.plots import agreement_figure, people_figure, progress_figure
 from crowd_fine_tuning_sim.report_page import people
-from crowd_fine_tuning_sim.results import interval_over_crowds, run_tables, summary_table
+from crowd_fine_tuning_sim.results import (
+    CORRELATIONS,
+    correlations,
+    finals_table,
+    interval_over_crowds,
+    run_tables,
+    summary_table,
+)
 from crowd_fine_tuning_sim.retraining import (
     all_coalitions,
     exact_shapley,
@@ -41,6 +49,7 @@ from crowd_fine_tuning_sim.retraining import (
 from crowd_fine_tuning_sim.settings import Settings
 from crowd_fine_tuning_sim.text_world import Streams, TextWorld, draw_texts
 from crowd_fine_tuning_sim.verification import check_shapley
+from experiment.compare import main as compare
 from experiment.errors import InputError
 from experiment.run_folder import load_arrays, output_hashes, save_arrays
 from experiment.statistics import correlation_interval
@@ -183,6 +192,12 @@ def test_plays_side_by_side_get_what_they_ask_for_and_errors_end_them():
 
     with pytest.raises(InputError, match="the metric fails"):
         play_together(plays | {"broken": broken}, fulfil)
+
+    def broken_at_once(ask):
+        raise InputError("the grouping fails")
+
+    with pytest.raises(InputError, match="the grouping fails"):  # and nobody waits for an answer for ever
+        play_together(plays | {"broken": broken_at_once}, fulfil)
 
     def failing(orders):
         raise MemoryError("too little")
@@ -348,7 +363,7 @@ def test_who_turns_coat_is_paid_but_has_no_value_by_retraining():
     tables = run_tables(FAKED, [played_by(fake_ask, FAKED, people=people)])
     points = tables["points"]
     assert (points["shapley"].isna() == (points["user"] == "p0")).all() and points["pay"].notna().all()
-    assert tables["agreement"][["pearson", "spearman", "misallocation"]].isna().all(axis=None)
+    assert tables["agreement"][[*CORRELATIONS, "misallocation"]].isna().all(axis=None)
     assert (tables["summary"].query("quantity == 'misallocation'")["crowds"] == 0).all()
     assert agreement_figure(points, tables["estimates"], tables["users"])
     assert check_shapley(points, tables["coalitions"], tables["users"]) == []
@@ -376,6 +391,36 @@ def test_what_one_is_worth_alone_is_of_a_model_of_ones_own():
     assert ESTIMATES["alone"][0](FAKED, played, "l2") == pytest.approx(expected)
     without = replace(played, retraining={k: v for k, v in played.retraining.items() if k != "audited"})
     assert np.isnan(ESTIMATES["alone"][0](FAKED, without, "l2")).all()
+
+
+def test_what_ones_texts_are_worth_without_a_model():
+    """A person's mean vector alone; of experiment 2's attributed points what is beyond the point at the start."""
+    played = played_by(fake_ask, FAKED)
+    centroid, base = played.case.crowd.centroid, played.retraining["vectors"][0].mean(axis=0)
+    expected = [math.dist(base, centroid) - math.dist(own.mean(axis=0), centroid) for own in played.case.crowd.vectors]
+    assert ESTIMATES["static_alone"][0](FAKED, played, "l2") == pytest.approx(expected)
+    points = simulated(FAKED, played, ("random", "l2", "attributed")).points[0]
+    assert np.array_equal(ESTIMATES["vector"][0](FAKED, played, "l2"), points - 1)
+
+
+def test_agreement_within_kinds_is_of_what_kinds_do_not_say():
+    """Kinds differ by 10; of three people on target and two off, each pair of deviations is written out."""
+    kinds = ["on", "off", "on", "half", "on", "off"]
+    a, b = np.array([10, 0, 11, 5, 12, 2]), np.array([20.0, 3, 22, 9, 21, 1])
+    above = [[-1, -1, 0, 0, 1, 1], [-1, 1, 1, 0, 0, -1]]
+    assert correlations(a, b, kinds)[2] == pytest.approx(np.corrcoef(above)[0, 1])
+    assert correlations(a, b, kinds)[:2] == pytest.approx([pearsonr(a, b)[0], spearmanr(a, b)[0]])
+    assert np.isnan(correlations(a, b, ["real"] * 6)[2]) and np.isnan(correlations(a, b, [*"abcdef"])[2])
+    assert np.isnan(correlations(a, np.ones(6), kinds)).all()
+
+
+def test_copied_texts_are_those_that_somebody_holds():
+    played = played_by(fake_ask, FAKED)
+    crowd, new = played.case.crowd, np.full((4, 28), 0.5)
+    final = np.concatenate([crowd.vectors[1][:1] + 1e-6, crowd.vectors[0][:1], crowd.vectors[0][:1], new])
+    own = {key: arrays | {"final": final} for key, arrays in played.competitions.items()}
+    finals = finals_table(FAKED, replace(played, competitions=own)).query("model == 'competition'")
+    assert (finals["copied"] == 3 / 7).all() and (finals["distinct"] == 3 / 7).all()
 
 
 def test_noise_alone_does_not_agree_with_the_reference():
@@ -421,12 +466,26 @@ def test_the_summary_counts_crowds_with_a_value_and_pairs_pay_with_equal_pay():
     rows = []
     for crowd, r, less in ((1, 0.2, 0.1), (2, 0.6, 0.12), (3, np.nan, np.nan)):
         for seed, equal in ((0, 0.5), (1, 0.7)):
-            rows.append(["joy", crowd, seed, "l2", "points", "random", "ranked", r + seed / 10, r, equal - less, 24])
-            rows.append(["joy", crowd, seed, "l2", "equal", "", "", np.nan, np.nan, equal, 0])
-    columns = [*CASE, "metric", "what", "grouping", "scoring", "pearson", "spearman", "misallocation", "models"]
-    finals = pd.DataFrame(columns=[*CASE, "metric", "model", "grouping", "scoring", "value", "distance", "distinct"])
-    summary = summary_table(pd.DataFrame(rows, columns=columns), finals).set_index(["what", "quantity"])
+            case = ["joy", crowd, seed, "l2"]
+            rows.append([*case, "points", "random", "ranked", r + seed / 10, r, r, equal - less, 24])
+            rows.append([*case, "points", "random", "marginal", r + seed / 10 - less, r, r, equal, 24])
+            rows.append([*case, "static", "", "", r + seed / 10 + 2 * less, r, r, equal, 0])
+            rows.append([*case, "equal", "", "", np.nan, np.nan, np.nan, equal, 0])
+    columns = [*CASE, "metric", "what", "grouping", "scoring", *CORRELATIONS, "misallocation", "models"]
+    ended = []
+    for crowd, value in ((1, 0.3), (2, 0.5)):
+        for seed, copied in ((0, 0.25), (1, 0.75)):
+            case = ["joy", crowd, seed, "l2"]
+            ended.append([*case, "competition", "random", "ranked", value, 0.3, 0.5, copied])
+            ended.append([*case, "everybody", "", "", 0.25, 0.3, 0.5, 0.125])
+    of_finals = [*CASE, "metric", "model", "grouping", "scoring", "value", "distance", "distinct", "copied"]
+    summary = summary_table(pd.DataFrame(rows, columns=columns), pd.DataFrame(ended, columns=of_finals))
+    summary = summary[summary["scoring"] != "marginal"].set_index(["what", "quantity"])
     of_points = summary.loc["points"]
+    assert of_points.loc["copied", "value"] == 0.5 and of_points.loc["copied - everybody", "value"] == 0.375
+    assert of_points.loc["value - everybody", "value"] == pytest.approx(0.15)
+    assert of_points.loc["pearson - marginal", "value"] == pytest.approx(0.11)
+    assert of_points.loc["pearson - static", ["value", "crowds"]].tolist() == pytest.approx([-0.22, 2])
     assert of_points.loc["pearson", "crowds"] == 2 and of_points.loc["models", "crowds"] == 3
     assert of_points.loc["pearson", "value"] == pytest.approx((0.25 + 0.65) / 2)
     through_z = correlation_interval(np.array([0.25, 0.65]))
@@ -525,6 +584,7 @@ def test_files_of_a_run_and_its_verification(run):
     with np.load(run / "cases" / "joy-crowd-1-seed-0.npz") as case:
         texts = case["0/texts"]
     assert finals["distinct"].item() == len(set(texts)) / len(texts)
+    assert finals["copied"].item() == 0  # a tiny model writes nothing that people say
     record = json.loads((run / "run.json").read_text())
     assert record["crowd"] == "people.csv" and "answer_in_words" in record
     assert verify_run(run) == ([], [])
@@ -687,6 +747,7 @@ def test_tables_are_made_again(call, run, tmp_path):
     (folder / "run.json").write_text(json.dumps(again | {"outputs_sha256": output_hashes(folder)}))
     errors = call(folder, "--num-seeds", 2, "--redo-tables", check=2)[1]
     assert "joy-crowd-1-seed-0.npz: was played with other texts than are dealt here" in errors
+    assert "already complete" in call(folder, "--num-seeds", 2)[0]  # its tables were not touched
     assert "holds no finished run" in call(tmp_path / "new", "--redo-tables", check=2)[1]
     assert not (tmp_path / "new").exists()
     assert "choose one" in call(folder, "--redo-tables", "--overwrite", check=2)[1]
@@ -710,6 +771,27 @@ def test_tables_are_recomputed_from_the_cases(run, tmp_path):
     assert any("joy-crowd-1-seed-1.npz: missing or damaged" in line for line in verify_run(copy)[0])
     shutil.rmtree(copy / "cases")
     assert {line.partition(":")[0] for line in verify_run(copy)[1]} == {"cases", "protocols and coalitions"}
+
+
+def test_runs_are_compared(run, call, tmp_path):
+    call(tmp_path / "other", "--num-seeds", 2, "--num-rounds", 1, "--scoring", "marginal")
+    assert compare([str(run), str(tmp_path / "other"), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    of_run, of_other = (pd.read_csv(folder / "agreement.csv") for folder in (run, tmp_path / "other"))
+    first, other = (own.query("scoring == 'marginal'")["pearson"].mean() for own in (of_run, of_other))
+    assert f"{other - first:.3f}".replace("-", "−") in page and "num_rounds" in page
+
+
+def test_a_mistake_in_a_function_of_ones_own_shows_before_models_are_tuned(world, call, tmp_path):
+    """A metric that cannot take several samples, or that is no number where nothing is contributed."""
+    (world / "mine.py").write_text(
+        "import numpy as np\n"
+        "def flat(mean, centroid): return -np.array([abs(float(m) - c) for m, c in zip(mean[0], centroid)])\n"
+        "def cosine(mean, centroid): return mean @ centroid / np.linalg.norm(mean, axis=-1)\n"
+    )
+    for option, name, told in (("--metric", "mine:flat", "flat"), ("--metric", "mine:cosine", "")):
+        _, errors = call(tmp_path / "none", option, name, check=2)
+        assert errors.count("\n") == 1 and told in errors and not (tmp_path / "none").exists(), errors
 
 
 def test_killed_and_with_two_jobs_the_bytes_are_the_same(world, warm, call, run, tmp_path):

@@ -211,6 +211,17 @@ def test_nothing_remains_of_a_run_that_could_not_start(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
+def test_finished_games_outlive_bad_input_that_shows_late(tmp_path):
+    with pytest.raises(InputError, match="late"), opened(tmp_path / "run") as run:
+        raise InputError("late")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="late"), opened(tmp_path / "run") as run:
+        save_arrays(run.path / "games" / "joy.npz", {"values": np.arange(3)})
+        raise InputError("late")
+    with opened(tmp_path / "run") as run:
+        assert not run.finished and load_arrays(run.path / "games" / "joy.npz") is not None
+
+
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     script = (
         "import sys, time\n"

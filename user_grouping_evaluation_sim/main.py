@@ -1,6 +1,5 @@
 """The experiment: crowds compete and are valued, task by task; then tables, figures and the report."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -31,7 +30,7 @@ from user_grouping_evaluation_sim.preferences import Preferences, check_enough_u
 from user_grouping_evaluation_sim.protocol_game import EVALUATIONS
 from user_grouping_evaluation_sim.report_page import report_page
 from user_grouping_evaluation_sim.scoring import PARTS
-from user_grouping_evaluation_sim.settings import Settings, Size, check_settings, sizes_to_run
+from user_grouping_evaluation_sim.settings import Settings, Size, check_settings, code_sha256, sizes_to_run
 from user_grouping_evaluation_sim.sweep import (
     ProtocolValidation,
     Task,
@@ -100,13 +99,11 @@ def read_preferences(files: dict[str, Path], *, keep_no_genres: bool) -> Prefere
 
 def identity_of(settings: Settings, files: dict[str, Path]) -> dict[str, Any]:
     """All that decides the results: settings, the data's content (not where it lies), the user's own code."""
-    skipped = (*NOT_IDENTITY, "dry_run", "preferences", "ratings", "movies")
-    own = [name for name in (*settings.grouping, *settings.metric, *settings.scoring) if ":" in name]
-    modules = {name: importlib.import_module(name.partition(":")[0]).__file__ for name in own}
+    skipped = (*NOT_IDENTITY, "preferences", "ratings", "movies")
     return {
         **{key: value for key, value in asdict(settings).items() if key not in skipped},
         "data_sha256": {name: sha256_file(path) for name, path in files.items()},
-        "code_sha256": {name: sha256_file(str(module)) for name, module in modules.items()},
+        "code_sha256": code_sha256(settings),
     }
 
 

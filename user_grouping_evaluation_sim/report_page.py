@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from experiment.report import Compared, Estimate, Illustration, Page, Table, Value, estimates, words
+from experiment.report import Compared, Estimate, Illustration, Page, Table, Value, estimate_of, words
 from experiment.statistics import mean_interval
 from experiment.tables import file_name
 from user_grouping_evaluation_sim.settings import Settings
@@ -229,7 +229,10 @@ def summary_table(summary: pd.DataFrame, game: str) -> Table:
         "rounds to converge": "rounds_to_converge",
     }
     rows = [
-        [*(row[name] for name in COMBINATION), *(estimates(row, column) for column in shown.values())]
+        [
+            *(row[name] for name in COMBINATION),
+            *(estimate_of(row, c, f"{c}_low", f"{c}_high") for c in shown.values()),
+        ]
         for row in summary.to_dict("records")
     ]
     points = " ".join(whose(summary["scoring"].unique()))
@@ -249,7 +252,7 @@ def paired_table(paired: pd.DataFrame) -> Table:
             [
                 f"{names[1]} − {names[2]}",
                 fixed,
-                *(estimates(by_measure.loc[measure].to_dict(), "difference", "low", "high") for measure in measures),
+                *(estimate_of(by_measure.loc[measure].to_dict(), "difference", "low", "high") for measure in measures),
             ]
         )
     caption = (
@@ -262,7 +265,11 @@ def paired_table(paired: pd.DataFrame) -> Table:
 def ablation_table(ablation: pd.DataFrame) -> Table:
     shown = {"r, points and Shapley": "pearson", "regret": "regret", "misallocated": "misallocation"}
     rows: list[list[Value]] = [
-        [row["pay"], row["steering"], *(estimates(row, column) for column in shown.values())]
+        [
+            row["pay"],
+            row["steering"],
+            *(estimate_of(row, c, f"{c}_low", f"{c}_high") for c in shown.values()),
+        ]
         for row in ablation.to_dict("records")
     ]
     first = ablation.iloc[0]
@@ -281,7 +288,7 @@ def audit_table(audit: pd.DataFrame) -> Table:
             row["strategy"],
             row["users"],
             *(row[name] for name in COMBINATION),
-            estimates(row, "pay_vs_twin", "low", "high"),
+            estimate_of(row, "pay_vs_twin", "low", "high"),
             row["shapley_vs_twin"],
             row["regret"],
             row["pearson"],
@@ -308,7 +315,7 @@ def replication_table(replication: pd.DataFrame) -> Table:
             row["grouping"],
             row["metric"],
             row["published_share"],
-            estimates(row, "best_share", "low", "high"),
+            estimate_of(row, "best_share", "low", "high"),
         ]
         for row in shown.to_dict("records")
     ]
@@ -326,7 +333,7 @@ def best_table(best: pd.DataFrame) -> Table:
         [
             *(row[name] for name in COMBINATION),
             BEST_BY[row["measure"]],
-            estimates(row, "best_share", "low", "high"),
+            estimate_of(row, "best_share", "low", "high"),
         ]
         for row in best.to_dict("records")
     ]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiment.command_line import CommonSettings, run_script
+from experiment.command_line import StudySettings, run_script
 from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
 from experiment.files import ROOT, replace_atomically
 from experiment.parallel import parallel_map
@@ -47,7 +47,7 @@ RESULTS = ROOT / "results" / "user_grouping_evaluation_sim" / "attribution"
 
 
 @dataclass(frozen=True)
-class Settings(CommonSettings):
+class Settings(StudySettings):
     tuning_seed: int = 1000
     """The crowds that settings are compared on."""
     num_runs: int = 50

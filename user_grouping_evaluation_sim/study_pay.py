@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiment.command_line import CommonSettings, run_script
+from experiment.command_line import StudySettings, run_script
 from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
 from experiment.files import ROOT
 from experiment.parallel import parallel_map
@@ -39,10 +39,11 @@ REPEATS = 12  # of a crowd, for the intervals' coverage
 TOURNAMENT = ("honest", "zero vector", "mirror", "exaggerate", "farthest corner", "copy of a random user")
 GENERATIONS, SETTLED, MUTATION = 30, 10, 0.01
 TOLERANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # between users, in rating points
+MOVED = (0.5, 1.0, 2.0, 4.0)  # how far a sybil's accounts are from one's own vector, against two of the tolerances
 
 
 @dataclass(frozen=True)
-class Settings(CommonSettings):
+class Settings(StudySettings):
     seed: int = 8000
     num_runs: int = 100
 
@@ -158,14 +159,16 @@ def tournament(truth: Truth, seed: int, scheme: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def merging(truth: Truth, seed: int, tolerance: float) -> dict[str, Any]:
-    """What a quotient by contributions within `tolerance` does to honest crowds, and to a sybil of exact copies.
+def merging(truth: Truth, seed: int, case: tuple[float, float]) -> dict[str, Any]:
+    """What a quotient by contributions within a tolerance does to honest crowds, and to a sybil whose accounts each lie
+    a distance from one's own vector, in random directions. case: (tolerance, distance), in rating points.
 
     The competition and pay are of the people that are told apart; a person's accounts share it evenly.
     """
+    tolerance, distance = case
     crowd, shapley = truth.crowd, truth.shapley["l2"]
-    runs, n = shapley.shape
-    merged, r, gains = np.zeros(runs), np.zeros((2, runs)), np.zeros(runs)
+    runs, n, dimensions = crowd.users.shape
+    merged, r, gains, found = np.zeros(runs), np.zeros((2, runs)), np.zeros(runs), np.zeros(runs)
     for run in range(runs):
         own = Truth(Crowd(*(np.asarray(part)[run : run + 1] for part in vars(crowd).values())), {}, truth.hull)
         firsts = incentives.quotient(crowd.users[run], tolerance)
@@ -174,16 +177,21 @@ def merging(truth: Truth, seed: int, tolerance: float) -> dict[str, Any]:
         r[0, run] = pearson(honest, shapley[run])
         apart = _paid_by_person(own, crowd.users[run], np.arange(n), (seed, 4, run))
         r[1, run] = pearson(apart, shapley[run])
-        copies = np.concatenate([crowd.users[run], np.repeat(crowd.users[run][:1], incentives.ACCOUNTS - 1, axis=0)])
+        ways = np.random.default_rng((seed, 5, run)).standard_normal((incentives.ACCOUNTS - 1, dimensions))
+        moved = distance * ways / np.linalg.norm(ways, axis=1, keepdims=True)
+        copies = np.concatenate([crowd.users[run], crowd.users[run][0] + moved])
         told = incentives.quotient(copies, tolerance)
         paid = _paid_by_person(own, copies, told, (seed, 4, run))
         accounts = [0, *range(n, len(copies))]
+        found[run] = (told[n:] < n).mean()
         gains[run] = paid[accounts].sum() / honest[0] if honest[0] > 0 else np.nan
     return {
         "tolerance": tolerance,
+        "distance": distance,
         **measured("merged", merged),
         **measured("pearson", r[0]),
         **measured("lost", r[1] - r[0]),
+        **measured("found", found),
         **measured("sybil_gain", gains),
     }
 
@@ -228,11 +236,11 @@ def tournament_figure(table: pd.DataFrame) -> Figure:
         axes[0, 0].plot(own["generation"], own["share"], marker=MARKERS[number], ms=3, label=scheme, **style)
         band = own["share_low"], own["share_high"]
         axes[0, 0].fill_between(own["generation"], *band, color=COLOURS[number], alpha=0.15, linewidth=0)
-    axes[0, 0].axhline(1 / len(TOURNAMENT), color="black", linewidth=0.6, linestyle=":")
-    axes[0, 0].set_ylim(0, 1)
+    axes[0, 0].axhline(1 / len(TOURNAMENT), color="black", linewidth=0.6, linestyle=":", label="at the start")
+    axes[0, 0].set_ylim(0, None)
     axes[0, 0].set_xlabel("generation")
     axes[0, 0].set_ylabel("share of users who are honest")
-    legend_below(figure, axes[0, 0], 4)
+    legend_below(figure, axes[0, 0], 5)
     return figure
 
 
@@ -257,7 +265,8 @@ def main(settings: Settings) -> None:
 
     noisy = [*product(GROUPINGS, ("l2", "l1"), ("marginal", "ranked", "attributed"), NOISE)]
     apart = [("random", "l2", scoring, noise) for scoring in SCORINGS for noise in (0.0, 0.0202)]
-    schemes = ["equal pay", "marginal", "ranked", "attributed"]
+    copies = [*product(TOLERANCES, (0.0,)), *product((0.75, 1.5), MOVED)]
+    schemes = ["marginal", "ranked", "attributed", "equal pay"]  # as in other figures, each in its colour
     games = pd.concat(mapped(tournament, schemes, "tournament"), ignore_index=True)
     late = games[games["generation"] > GENERATIONS - SETTLED]
     tables = {
@@ -266,7 +275,7 @@ def main(settings: Settings) -> None:
         "coverage": pd.DataFrame(mapped(coverage, [0.0, 0.0202, 0.0404], "intervals")),
         "tournament": shares_over_crowds(games, "scheme", "strategy", "generation"),
         "equilibrium": shares_over_crowds(late, "scheme", "strategy"),
-        "quotient": pd.DataFrame(mapped(merging, list(TOLERANCES), "copies")),
+        "quotient": pd.DataFrame(mapped(merging, copies, "copies")),
     }
     for name, table in tables.items():
         write_table(table, folder, name, "%.6g")

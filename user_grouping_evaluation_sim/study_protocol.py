@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiment.command_line import CommonSettings, run_script
+from experiment.command_line import StudySettings, run_script
 from experiment.figures import COLOURS, MARKERS, legend_below, new_figure, save_figure
 from experiment.files import ROOT, replace_atomically
 from experiment.parallel import parallel_map
-from experiment.statistics import mean_interval
+from experiment.statistics import correlation_interval, mean_interval
 from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.metrics import l2
@@ -41,7 +41,7 @@ MEASURES = {"pearson": pearson, "spearman": spearman}
 
 
 @dataclass(frozen=True)
-class Settings(CommonSettings):
+class Settings(StudySettings):
     seed: int = 5000
     runs_of_8: int = 6
     runs_of_75: int = 4
@@ -113,11 +113,12 @@ def made_of(points: np.ndarray, users: np.ndarray, expert: np.ndarray) -> dict[s
 
 
 def agreement(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over crowds with 95 % intervals."""
+    """Means over crowds with 95 % intervals: of correlations through Fisher's z, of reliabilities Student's up to 1."""
     key = ["num_users", "scoring", "of", "against", "measure"]
     found = []
     for names, group in rows.groupby(key, sort=False):
-        mean, low, high = map(float, mean_interval(group["value"].to_numpy()))
+        interval = correlation_interval if names[-1] in MEASURES else mean_interval
+        mean, low, high = np.minimum(interval(group["value"].to_numpy()), 1.0)
         found.append(dict(zip(key, names, strict=True)) | {"runs": len(group), "mean": mean, "low": low, "high": high})
     return pd.DataFrame(found)
 
@@ -158,9 +159,11 @@ def main(settings: Settings) -> None:
     print(f"{len(trials)} games", flush=True)
     work = partial(perform, preferences, settings)
     rows = [row for part in parallel_map(work, trials, jobs=settings.jobs, description="games") for row in part]
-    table = agreement(pd.DataFrame(rows))
-    with replace_atomically(folder / "agreement.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    by_crowd = pd.DataFrame(rows)
+    table = agreement(by_crowd)
+    for name, each in (("crowds", by_crowd), ("agreement", table)):
+        with replace_atomically(folder / f"{name}.csv") as temporary:
+            each.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
     save_figure(both_games(table), folder, "agreement")
     print(f"results: {folder}")
 

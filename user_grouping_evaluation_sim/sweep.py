@@ -1,15 +1,14 @@
 """A run as independent tasks: the Shapley values and the competitions of every setting and combination."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
 
-from experiment.command_line import described
-from experiment.errors import InputError
+from experiment.command_line import blaming
 from experiment.parallel import parallel_map
 from experiment.run_folder import Arrays, RunFolder, load_arrays, save_arrays
 from user_grouping_evaluation_sim.competition import Rules
@@ -229,7 +228,7 @@ def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> N
     rules = replace(_rules(settings, settings.num_groups), num_rounds=rounds)
     for names in product(settings.grouping, settings.metric, settings.scoring):
         if own := [name for name in names if ":" in name]:
-            with _blaming(own):
+            with blaming(own):
                 simulate(crowd, *functions_of(*names), rules, np.random.default_rng(settings.seed))
                 if settings.shapley != "none" and settings.reference == "protocol":
                     task = ProtocolValidation(settings.num_users, settings.num_groups, *names, 0)
@@ -238,19 +237,8 @@ def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> N
     for name in settings.metric:
         if ":" in name and settings.shapley != "none" and settings.reference == "static":
             metric = metric_of(name)
-            with _blaming([name]):
+            with blaming([name]):
                 shapley_values(crowd.users[0][:2], crowd.experts[0], metric, method="exact")
-
-
-@contextmanager
-def _blaming(names: Sequence[str]) -> Iterator[None]:
-    """Whatever the user's own functions raise is bad input that says where."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{' '.join(names)}: fails in a rehearsal ({described(error)})") from error
 
 
 def _rules(settings: Settings, num_groups: int) -> Rules:
