@@ -125,8 +125,9 @@ def literal_competition(crowd, grouping, metric, scoring, rules, delta, rng, sta
         merged = None if merged_weights is None else (merged_weights, gains[-1])
         history.append((labels, weights, rewards, merged))
         pay, _, steering = scoring.partition("_")
-        found = literal_attribution.attributed(memory, history, rules.num_rounds, num_groups)
-        memory["state"] = found["state"]
+        if scoring not in ("marginal", "ranked"):  # which attribute nothing
+            found = literal_attribution.attributed(memory, history, rules.num_rounds, num_groups)
+            memory["state"] = found["state"]
         if steering == "merged" or scoring in ("attributed", "convex"):
             memory |= {name: found[name] for name in ("merged_weights", "group_weights")}
         if pay == "attributed":

@@ -571,6 +571,12 @@ def run(world, call):
     return world / "run"
 
 
+@pytest.fixture(scope="module")
+def one_seed(world, call):
+    call(world / "one_seed")
+    return world / "one_seed"
+
+
 def test_files_of_a_run_and_its_verification(run):
     for name in "users rounds coalitions points summary estimates progress finals agreement reliability ledger".split():
         assert (run / f"{name}.csv").exists(), name
@@ -641,9 +647,8 @@ def test_a_changed_reliability_is_found(run, tmp_path, column):
     assert any(f"seeds: {column} is not what other tables give" in line for line in differences)
 
 
-def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, tmp_path):
-    folder = tmp_path / "grown"
-    call(folder)
+def test_seeds_are_added_to_a_finished_run_and_nothing_else_is(call, run, one_seed, tmp_path):
+    folder = shutil.copytree(one_seed, tmp_path / "grown")
     one = tables(folder)
     assert "already complete" in call(folder)[0]
     case = folder / "cases" / "joy-crowd-1-seed-0.npz"
@@ -673,10 +678,9 @@ def test_a_dry_run_counts_what_is_left(monkeypatch, tmp_path):
     assert counted == [4, 3, 4]
 
 
-def test_cases_of_another_precision_are_added_to(call, run, tmp_path):
+def test_cases_of_another_precision_are_added_to(call, run, one_seed, tmp_path):
     """As a machine without bfloat16 goes on with a run of one that has it, made before cases said their precision."""
-    folder = tmp_path / "moved"
-    call(folder)
+    folder = shutil.copytree(one_seed, tmp_path / "moved")
     (case,) = cases(folder)
     arrays = load_arrays(case)
     assert str(arrays.pop("played/dtype")) == NATIVE

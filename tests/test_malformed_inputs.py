@@ -433,8 +433,13 @@ IN_CACHES = {
 
 def listing(home):
     """All files below the folder, with sizes and times."""
-    paths = [path for path in home.rglob("*") if "__pycache__" not in path.parts]
-    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in paths if not path.is_dir()}
+    found = {}
+    for place, folders, names in os.walk(home):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for name in names:
+            path = Path(place, name)
+            found[path] = path.lstat().st_size, path.lstat().st_mtime_ns
+    return found
 
 
 def assert_refused(answer, told, home, before):

@@ -157,7 +157,8 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def default_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("default") / "run"
-    run(folder, *DEFAULT, "--jobs", "2", cwd=folder.parent)
+    done = run(folder, *DEFAULT, "--jobs", "1", cwd=folder.parent, python=["-X", "importtime"])
+    (folder.parent / "imported.txt").write_text(done.stderr)
     return folder
 
 
@@ -256,16 +257,10 @@ def test_a_finished_run_is_not_run_again(default_run, command_line):
     assert everything_in(default_run) == before
 
 
-@pytest.fixture(scope="module")
-def paper_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("paper") / "run"
+def test_paper_preset_is_the_study(tmp_path):
+    folder = tmp_path / "run"
     options = ["--preset", "paper", *TINY, "--jobs", "1", "--grouping", "interleaved", "--metric", "l2"]
-    done = run(folder, *options, python=["-X", "importtime"])
-    return folder, done
-
-
-def test_paper_preset_is_the_study(paper_run):
-    folder, _ = paper_run
+    assert main_here(tmp_path, *options, "--output-dir", folder) == 0
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert len(record["dimensions"]) == 20
     assert "(no genres listed)" in record["dimensions"]
@@ -279,9 +274,8 @@ def test_paper_preset_is_the_study(paper_run):
         assert crowd < set(ids[:7])
 
 
-def test_heavy_libraries_stay_out(paper_run):
-    _, done = paper_run
-    imported = set(re.findall(r"\|\s+(\w+)$", done.stderr, re.M))
+def test_heavy_libraries_stay_out(default_run):
+    imported = set(re.findall(r"\|\s+(\w+)$", (default_run.parent / "imported.txt").read_text(), re.M))
     assert "numpy" in imported
     assert not imported & {"torch", "transformers", "peft"}
 

@@ -4,6 +4,7 @@ A call costs milliseconds in place of the seconds that importing torch takes, an
 a process of its own. As a script this is the warm process: it reads calls, one JSON object a line, and answers each.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import tempfile
 import time
 import traceback
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,15 +68,17 @@ def serve():
     import torch
 
     torch.set_num_threads(1)
-    import matplotlib.figure  # noqa: F401
     import transformers
+    import tyro  # noqa: F401
 
     from experiment.command_line import run_script
 
-    for experiment in EXPERIMENTS:
-        importlib.import_module(f"{experiment}.main")
+    for experiment, module in product(EXPERIMENTS, ("main", "run")):
+        importlib.import_module(f"{experiment}.{module}")
 
-    transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.BertModel  # noqa: B018 - lazy modules
+    for name in ("AutoModelForCausalLM", "AutoTokenizer", "BertModel", "RobertaForSequenceClassification"):
+        getattr(transformers, name)  # modules that are loaded when they are asked for
+    gc.freeze()  # what is here is not copied to a child by its collections
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
