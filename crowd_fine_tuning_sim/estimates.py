@@ -114,8 +114,8 @@ def other_seeds(settings: Settings, played: Played, metric: str) -> np.ndarray:
 
 ESTIMATES: dict[str, tuple[Estimate, str, Callable[[Settings], int]]] = {
     "equal": (equal, "equal", lambda settings: 0),
-    "static": (static, "static game", lambda settings: 0),
-    "static_alone": (static_alone, "own texts' distance", lambda settings: 0),
+    "static": (static, "game of mean vectors", lambda settings: 0),
+    "static_alone": (static_alone, "own mean vector", lambda settings: 0),
     "vector": (vector_points, "attributed on vectors", lambda settings: 0),
     # One, each of whose steps also goes through twice as many other texts.
     "in_run": (in_run, "in-run", lambda settings: 3),

@@ -3,6 +3,7 @@ plays side by side, and the command line end to end on tiny models."""
 
 import json
 import math
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -421,6 +422,21 @@ def test_copied_texts_are_those_that_somebody_holds():
     own = {key: arrays | {"final": final} for key, arrays in played.competitions.items()}
     finals = finals_table(FAKED, replace(played, competitions=own)).query("model == 'competition'")
     assert (finals["copied"] == 3 / 7).all() and (finals["distinct"] == 3 / 7).all()
+
+
+def test_the_readme_shows_how_to_try_an_estimator(monkeypatch, capsys):
+    """On committed cases: the code as it stands there; its estimate is that of own mean vectors but for its unit."""
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if "ESTIMATES" in block]
+    try:
+        exec(code, shown := {})
+    finally:
+        ESTIMATES.pop("mine", None)
+    agreement = shown["agreement"]
+    by_estimate = agreement[agreement["what"] != "points"].pivot(index=CASE, columns="what", values="spearman")
+    np.testing.assert_allclose(by_estimate["mine"], by_estimate["static_alone"], atol=1e-9)
+    assert "mine" in capsys.readouterr().out
 
 
 def test_noise_alone_does_not_agree_with_the_reference():
