@@ -71,7 +71,10 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
     by, styles = "kind", KIND_STYLES
     if kinds.nunique() == 1:
         targets = list(dict.fromkeys(users["target"]))
-        by, styles = "target", {name: (MARKERS[i % 6], COLOURS[i % 6]) for i, name in enumerate(targets)}
+        by, styles = (
+            "target",
+            {name: (MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]) for i, name in enumerate(targets)},
+        )
     for panel, (title, own, column) in zip(axes.flat, shown, strict=False):
         own = own.join(kinds, on=["target", "crowd", "user"])
         x = own.groupby(CASE)["shapley"].transform(standardised)
@@ -93,7 +96,7 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
     figure.supylabel("points or estimate (standard deviations within a crowd)", fontsize=8)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     legend: Any = {"loc": "outside upper center", "ncols": 7, "fontsize": 7, "title_fontsize": 7}
-    note = "a mark: a person in one repetition; bar: one standard error; r: mean over crowds"
+    note = "a mark: a person in one repetition; bar: one standard error; r: mean over crowds, 95 % interval"
     figure.legend(handles, labels, title=note, **legend)
     return figure
 

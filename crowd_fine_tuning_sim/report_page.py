@@ -58,7 +58,7 @@ FILES = (
     ("coalitions.csv", "every retrained coalition's value; a digit a person, in the order of users.csv (read as text)"),
     ("rounds.csv", "every candidate of every round"),
     ("progress.csv", "distance by round, language models and vectors"),
-    ("finals.csv", "fresh samples of the last models and of what they are compared with"),
+    ("finals.csv", "fresh samples of the last models and of what they are compared with: value, distinct, copied"),
     ("users.csv", "the people"),
     ("run.json", "settings, versions, hashes, times"),
 )
@@ -68,6 +68,7 @@ OTHERS = {
     "best_coalition": "that of the best retrained coalition (the oracle)",
     "base": "the untuned model",
 }
+SHARES = {"distinct": "distinct texts", "copied": "copied texts (which somebody of the crowd holds)"}
 
 
 def report_page(
@@ -143,12 +144,13 @@ def answer(summary: pd.DataFrame) -> list[str]:
         row = row_of(summary, "points", f"value - {other}", scoring)
         if row is not None:
             line = f"The competition's last model ({scoring}) less {title}: {words(estimate_of(row), 3)}"
-            for share in ("distinct", "copied"):
+            for share in SHARES:
                 if (differs := row_of(summary, "points", f"{share} - {other}", scoring)) is not None:
-                    line += f"; of the share of {share} texts {words(estimate_of(differs))}"
+                    line += f"; of the share of {SHARES[share]} {words(estimate_of(differs))}"
             lines.append(f"{line}.")
     if (copied := row_of(summary, "points", "copied", scoring)) is not None:
-        lines.append(f"Of its texts {words(estimate_of(copied))} are word for word somebody's of the crowd.")
+        share = words(estimate_of(copied))
+        lines.append(f"Of what the competition's last model ({scoring}) writes a share of {share} is copied.")
     return lines
 
 

@@ -30,7 +30,7 @@ from point_in_space_sim.target import distances_to
 from user_grouping_evaluation_sim.settings import metric_of
 
 Tables = dict[str, pd.DataFrame]
-SAME_TEXT = 1e-3  # largest difference of two vectors of one text; in our runs they are within 1e-5, others 3e-3 apart
+SAME_TEXT = 1e-3  # largest difference of two vectors of one text, whose last bits differ between batches
 
 
 def run_tables(settings: Settings, cases: Sequence[Played]) -> Tables:
@@ -186,8 +186,8 @@ def progress_table(settings: Settings, played: Played) -> pd.DataFrame:
 def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
     """finals.csv: by each metric, the value of a fresh sample of each competition's last model and of what it is
     compared with (model: base, everybody, best_person, best_coalition), its mean vector's distance, and the shares of
-    distinct texts and of those that somebody of the crowd holds word for word, both by vectors: a model that recites a
-    few good texts is near, too."""
+    distinct texts and of those that somebody of the crowd holds, perhaps in other letter case, both by vectors: a model
+    that recites a few good texts is near, too."""
     rows: list[list[Any]] = []
     crowd, found = played.case.crowd, played.retraining
     centroid, held = crowd.centroid, np.concatenate([*crowd.vectors, *crowd.later])
@@ -195,7 +195,6 @@ def finals_table(settings: Settings, played: Played) -> pd.DataFrame:
     def put(metric: str, model: str, grouping: str, scoring: str, vectors: np.ndarray) -> None:
         value = float(values_of(vectors[None], centroid, metric_of(metric))[0][0])
         distance = float(distances_to(centroid, vectors.astype(np.float64).mean(axis=0)[None])[0])
-        # The last bits of a text's vector differ between batches.
         distinct = len(np.unique(vectors.round(4), axis=0)) / len(vectors)
         copied = (cdist(vectors, held, "chebyshev") < SAME_TEXT).any(axis=1).mean()
         rows.append([metric, model, grouping, scoring, value, distance, distinct, copied])
@@ -249,7 +248,9 @@ def correlations(a: np.ndarray, b: np.ndarray, kinds: Sequence[str]) -> tuple[fl
     of_kind = np.equal.outer(kinds, kinds).astype(float)
     within = np.nan
     if not of_kind.all():
-        within = float(correlation(*(x - of_kind @ x / of_kind.sum(axis=1) for x in (a, b))))
+        above = [x - of_kind @ x / of_kind.sum(axis=1) for x in (a, b)]
+        rounding = [1e-12 * np.abs(x).max() for x in (a, b)]
+        within = float(correlation(*(np.where(np.abs(x) > r, x, 0) for x, r in zip(above, rounding, strict=True))))
     return float(correlation(a, b)), float(correlation(rankdata(a), rankdata(b))), within
 
 
@@ -261,6 +262,8 @@ def interval_over_crowds(quantity: str, values: np.ndarray) -> tuple[float, floa
     bounds = (-np.inf, np.inf)
     if quantity.startswith(("misallocation", "distinct", "copied")):
         bounds = (-1.0 if " - " in quantity else 0.0, 1.0)
+    elif quantity.startswith("pearson - "):
+        bounds = (-2.0, 2.0)
     mean, low, high = np.clip(mean_interval(values), *bounds)
     return float(mean), float(low), float(high)
 
@@ -270,9 +273,9 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
     intervals (interval_over_crowds): over crowds like these, dealt for these targets.
 
     quantity: pearson, spearman, within_kinds, misallocation, models; pearson - static, pearson - marginal,
-    misallocation - equal: less that of the game of mean text vectors, of marginal points of the same grouping, of equal
-    shares, in the same crowd and seed; distinct, copied: of a competition's last model, of fresh samples, and
-    value - ..., distinct - ..., copied - ...: less another model's.
+    misallocation - equal, misallocation - alone: less that of the game of mean text vectors, of marginal points of the
+    same grouping, of equal shares, of each person alone, in the same crowd and seed, where known; distinct, copied: of
+    a competition's last model, of fresh samples, and value - ..., distinct - ..., copied - ...: less another model's.
     """
     rows: list[list[Any]] = []
     names = ["metric", "what", "grouping", "scoring"]
@@ -291,9 +294,11 @@ def summary_table(agreement: pd.DataFrame, finals: pd.DataFrame) -> pd.DataFrame
             agreement, agreement[agreement["scoring"] == "marginal"], "pearson", [*of_case, "what", "grouping"]
         ),
         "misallocation - equal": less(agreement, agreement[agreement["what"] == "equal"], "misallocation", of_case),
+        "misallocation - alone": less(agreement, agreement[agreement["what"] == "alone"], "misallocation", of_case),
     }
     for key, own in agreement.assign(**compared).groupby(names, sort=False):
-        for quantity in (*CORRELATIONS, "misallocation", *compared, "models"):
+        known = [difference for difference in compared if own[difference].notna().any()]
+        for quantity in (*CORRELATIONS, "misallocation", *known, "models"):
             put(key, quantity, own, quantity)
     competition = finals[finals["model"] == "competition"]
     compared = {

@@ -33,6 +33,8 @@ def verify(folder: Path, record: dict[str, Any], own_code: bool = False) -> tupl
     nothing = {name: [""] for name in (*MAY_BE_NAN, *PAID)}
     options: Any = {"dtype": texts, "keep_default_na": False, "na_values": nothing}
     tables = {name: read_table(folder, name, **options) for name in TABLES}
+    if missing := [name for name in CORRELATIONS if name not in tables["agreement"]]:
+        return [f"agreement.csv: has no {missing[0]}, as of an older version: --redo-tables makes it again"], []
     differences = check_rows(tables, record)
     if differences:
         return differences, ["numbers: recomputed only where no row is missing"]

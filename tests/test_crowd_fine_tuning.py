@@ -49,7 +49,7 @@ from crowd_fine_tuning_sim.retraining import (
 )
 from crowd_fine_tuning_sim.settings import Settings
 from crowd_fine_tuning_sim.text_world import Streams, TextWorld, draw_texts
-from crowd_fine_tuning_sim.verification import check_shapley
+from crowd_fine_tuning_sim.verification import check_agreement, check_shapley
 from experiment.compare import main as compare
 from experiment.errors import InputError
 from experiment.run_folder import load_arrays, output_hashes, save_arrays
@@ -413,15 +413,30 @@ def test_agreement_within_kinds_is_of_what_kinds_do_not_say():
     assert correlations(a, b, kinds)[:2] == pytest.approx([pearsonr(a, b)[0], spearmanr(a, b)[0]])
     assert np.isnan(correlations(a, b, ["real"] * 6)[2]) and np.isnan(correlations(a, b, [*"abcdef"])[2])
     assert np.isnan(correlations(a, np.ones(6), kinds)).all()
+    alike = np.array([10.1, 3, 10.1, 7, 10.1, 3])  # within kinds; means of them are off by rounding
+    assert np.isnan(correlations(alike, b, kinds)[2])
+
+
+def test_a_changed_agreement_is_found():
+    kinds = ("on", "on", "on", "off", "off")
+    people = tuple(replace(person, kind=kind) for person, kind in zip(HONEST, kinds, strict=True))
+    tables = run_tables(FAKED, [played_by(fake_ask, FAKED, people=people)])
+    assert check_agreement(tables) == [] and tables["agreement"]["within_kinds"].notna().any()
+    for column in (*CORRELATIONS, "misallocation"):
+        changed = tables["agreement"].copy()
+        changed.loc[0, column] += 1e-6
+        (line,) = check_agreement(tables | {"agreement": changed})
+        assert line.startswith("agreement.csv: ")
 
 
 def test_copied_texts_are_those_that_somebody_holds():
     played = played_by(fake_ask, FAKED)
     crowd, new = played.case.crowd, np.full((4, 28), 0.5)
-    final = np.concatenate([crowd.vectors[1][:1] + 1e-6, crowd.vectors[0][:1], crowd.vectors[0][:1], new])
+    like, changed = crowd.vectors[1][:1] + 1e-6, crowd.vectors[2][:1] + 2e-3
+    final = np.concatenate([like, crowd.vectors[0][:1], crowd.vectors[0][:1], changed, new])
     own = {key: arrays | {"final": final} for key, arrays in played.competitions.items()}
     finals = finals_table(FAKED, replace(played, competitions=own)).query("model == 'competition'")
-    assert (finals["copied"] == 3 / 7).all() and (finals["distinct"] == 3 / 7).all()
+    assert (finals["copied"] == 3 / 8).all() and (finals["distinct"] == 4 / 8).all()
 
 
 def test_the_readme_shows_how_to_try_an_estimator(monkeypatch, capsys):
@@ -501,6 +516,7 @@ def test_the_summary_counts_crowds_with_a_value_and_pairs_pay_with_equal_pay():
     assert of_points.loc["copied", "value"] == 0.5 and of_points.loc["copied - everybody", "value"] == 0.375
     assert of_points.loc["value - everybody", "value"] == pytest.approx(0.15)
     assert of_points.loc["pearson - marginal", "value"] == pytest.approx(0.11)
+    assert "misallocation - alone" not in of_points.index  # of what is not there
     assert of_points.loc["pearson - static", ["value", "crowds"]].tolist() == pytest.approx([-0.22, 2])
     assert of_points.loc["pearson", "crowds"] == 2 and of_points.loc["models", "crowds"] == 3
     assert of_points.loc["pearson", "value"] == pytest.approx((0.25 + 0.65) / 2)
@@ -781,7 +797,7 @@ def test_tables_are_recomputed_from_the_cases(run, tmp_path):
         ("users", "texts", 1),
     )
     for table, column, row in cells:
-        copy = shutil.copytree(run, tmp_path / table)
+        copy = shutil.copytree(run, tmp_path / f"{table}-{column}")
         written = pd.read_csv(copy / f"{table}.csv", dtype={"coalition": str})
         written.loc[row, column] += 1 if column == "texts" else 1e-6
         written.to_csv(copy / f"{table}.csv", index=False)
@@ -799,7 +815,8 @@ def test_runs_are_compared(run, call, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     of_run, of_other = (pd.read_csv(folder / "agreement.csv") for folder in (run, tmp_path / "other"))
     first, other = (own.query("scoring == 'marginal'")["pearson"].mean() for own in (of_run, of_other))
-    assert f"{other - first:.3f}".replace("-", "−") in page and "num_rounds" in page
+    assert np.isfinite(other - first) and "num_rounds" in page
+    assert f"{other - first:.3f}".replace("-", "−") in page
 
 
 def test_a_mistake_in_a_function_of_ones_own_shows_before_models_are_tuned(world, call, tmp_path):
@@ -807,10 +824,12 @@ def test_a_mistake_in_a_function_of_ones_own_shows_before_models_are_tuned(world
     (world / "mine.py").write_text(
         "import numpy as np\n"
         "def flat(mean, centroid): return -np.array([abs(float(m) - c) for m, c in zip(mean[0], centroid)])\n"
-        "def cosine(mean, centroid): return mean @ centroid / np.linalg.norm(mean, axis=-1)\n"
+        "def cosine(mean, centroid):\n"
+        "    with np.errstate(invalid='ignore'):\n"
+        "        return (mean * centroid).sum(-1) / np.linalg.norm(mean, axis=-1)\n"
     )
-    for option, name, told in (("--metric", "mine:flat", "flat"), ("--metric", "mine:cosine", "")):
-        _, errors = call(tmp_path / "none", option, name, check=2)
+    for name, told in (("mine:flat", "flat"), ("mine:cosine", "zero vector")):
+        _, errors = call(tmp_path / "none", "--metric", name, check=2)
         assert errors.count("\n") == 1 and told in errors and not (tmp_path / "none").exists(), errors
 
 
