@@ -52,6 +52,7 @@ from point_in_space_sim.engine.variants import (
     engine_of,
     fulfilment,
     leave_models_to_workers,
+    stacking,
 )
 from point_in_space_sim.main import estimated_seconds, in_words, models_identity
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
@@ -86,6 +87,7 @@ def main(settings: Settings) -> None:
     engine = engine_of(settings, device, tuning, sampling, settings.samples)
     with naming(f"--base-model {settings.base_model}"):
         base = base_of(engine)
+    engine = stacking(engine, base)
     held = (person.texts + person.later for crowd in crowds for person in crowd.people)
     texts = list(dict.fromkeys(text for own in held for text in own))
     if longer := rehearse(base, mapper, texts, tuning, sampling):

@@ -68,25 +68,27 @@ def run_script(
     that Python shows where it happened and exits with code 1.
     """
     _mend_streams()
+    go_on = GO_ON if issubclass(settings, CommonSettings) else "run it again"
     os.environ["MPLBACKEND"] = "agg"  # figures need no window system, and a notebook's backend is not installed here
     try:
         given = read_command_line(sys.argv[1:], settings, presets, description)
+        check_study(given)
         importlib.import_module(module).main(given)
     except InputError as error:
         return _ended(f"error: {error}", 2)
     except KeyboardInterrupt:
-        return _ended(f"interrupted: {GO_ON}", 130)
+        return _ended(f"interrupted: {go_on}", 130)
     except RunFailed as error:
-        return _ended(f"error: {error}; {GO_ON}", 1)
+        return _ended(f"error: {error}; {go_on}", 1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
             raise
-        return _ended(f"error: not enough memory; {GO_ON}, perhaps with fewer --jobs", 1)
+        return _ended(f"error: not enough memory; {go_on}, perhaps with fewer --jobs", 1)
     except BrokenPipeError:  # nobody reads the help to its end
         _discard_output()
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _ended(f"error: {where}{error.strerror or error}; {GO_ON}", 1)
+        return _ended(f"error: {where}{error.strerror or error}; {go_on}", 1)
     return 0
 
 
@@ -203,10 +205,15 @@ def check_range(option: str, value: float, low: float, high: float, *, open_low:
         raise InputError(f"{option} {value}: out of range; must be in {bracket}{low}, {high}]")
 
 
-def check_common(settings: CommonSettings) -> None:
-    """Raises InputError for common options that cannot be."""
+def check_study(settings: StudySettings) -> None:
+    """Raises InputError for options of a script that cannot be."""
     check_range("--seed", settings.seed, 0, 2**63)
     check_range("--jobs", settings.jobs, 1, 10**6)
+
+
+def check_common(settings: CommonSettings) -> None:
+    """Raises InputError for common options that cannot be."""
+    check_study(settings)
     check_name("--backend", settings.backend, BACKENDS)
     if settings.backend == "dask" and settings.scheduler is None:
         raise InputError("--backend dask: needs --scheduler ADDRESS, such as tcp://host:8786")

@@ -30,7 +30,7 @@ from experiment.report import (
     words,
     write_page,
 )
-from experiment.run_folder import RECORD_OF_THE_RUN, read_record
+from experiment.run_folder import RECORD_OF_THE_RUN, UNREADABLE, read_record
 from experiment.statistics import mean_interval
 from experiment.tables import read_table, table_path
 
@@ -121,7 +121,7 @@ def read_run(name: str, folder: Path) -> Run:
         raise InputError(
             f"{table_path(folder, layout.table)}: is missing; run it again, or name another folder"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{table_path(folder, layout.table)}: not readable ({error}); run it again") from None
     return Run(name, folder, record, layout, table)
 
@@ -148,12 +148,15 @@ def difference_table(first: Run, other: Run, layout: Compared) -> Table:
             [
                 *names,
                 len(group),
-                *(_mean(group[f"{measure}_other"] - group[f"{measure}_first"]) for measure in layout.measures),
+                *(
+                    _mean(group[f"{measure}_other"] - group[f"{measure}_first"], group, layout)
+                    for measure in layout.measures
+                ),
             ]
         )
     caption = (
         f"{other.name} − {first.name}: mean of the differences over pairs that share {units}, with "
-        "Student's 95 % interval (none for a single pair). An interval that leaves out 0 is a difference that the "
+        f"Student's 95 % interval{_over(layout)} (none for a single pair). An interval that leaves out 0 is a difference that the "
         f"pairs show; with many rows, about one in twenty does so by chance. {_what_is_better(layout)}"
     )
     if not rows:
@@ -168,7 +171,7 @@ def breakdown_table(first: Run, other: Run, layout: Compared, unit: str) -> Tabl
     rows: list[list[Value]] = []
     for names, group in paired(first, other, layout).groupby([unit, *layout.groups], sort=False):
         changes = (group[f"{measure}_other"] - group[f"{measure}_first"] for measure in layout.measures)
-        rows.append([*names, len(group), *map(_mean, changes)])
+        rows.append([*names, len(group), *(_mean(own, group, layout) for own in changes)])
     caption = f"{other.name} − {first.name} by {unit}: means over the {others}s that both have, with 95 % intervals."
     columns = [unit, *layout.groups, f"{others}s", *map(_words, layout.measures)]
     return Table(f"{other.name} − {first.name} by {unit}", caption, columns, rows)
@@ -178,9 +181,10 @@ def means_table(runs: Sequence[Run], layout: Compared) -> Table:
     rows: list[list[Value]] = []
     for run in runs:
         for names, group in run.table.groupby(list(layout.groups), sort=False):
-            rows.append([run.name, *names, len(group), *(_mean(group[measure]) for measure in layout.measures)])
+            means = (_mean(group[measure], group, layout) for measure in layout.measures)
+            rows.append([run.name, *names, len(group), *means])
     units = " and ".join(layout.units)
-    caption = f"Means over {units} with 95 % intervals, each run by itself. {_what_is_better(layout)}"
+    caption = f"Means over {units} with 95 % intervals{_over(layout)}, each run by itself. {_what_is_better(layout)}"
     return Table("All runs", caption, ["run", *layout.groups, "n", *map(_words, layout.measures)], rows)
 
 
@@ -213,14 +217,15 @@ def in_words(first: Run, other: Run, layout: Compared) -> str:
     if both.empty:
         return f"{other.name} and {first.name} have no pairs in common, so only their means are shown."
     change = both[f"{measure}_other"] - both[f"{measure}_first"]
-    by_unit = change.groupby([both[unit] for unit in layout.units]).mean()
-    mean = _mean(by_unit)
+    by_unit = change.groupby([both[unit] for unit in layout.units]).mean().rename("change").reset_index()
+    mean = _mean(by_unit["change"], by_unit, layout)
     better = sign * mean.low > 0 and sign * mean.high > 0
     worse = sign * mean.low < 0 and sign * mean.high < 0
     verdict = "better than" if better else "worse than" if worse else "not told apart from"
     return (
         f"Run {other.name} is {verdict} run {first.name} in {_words(measure)}: {words(mean, 3)} over "
-        f"{len(by_unit)} pairs, the mean of all {' x '.join(layout.groups)} rows that both have (95 % interval)."
+        f"{len(by_unit)} pairs, the mean of all {' x '.join(layout.groups)} rows that both have (95 % "
+        f"interval{_over(layout)})."
     )
 
 
@@ -237,7 +242,15 @@ def _words(measure: str) -> str:
     return measure.replace("_", " ")
 
 
-def _mean(values: pd.Series) -> Estimate:
+def _over(layout: Compared) -> str:
+    return "" if layout.breakdown is None else f" over {layout.breakdown}s, of each the mean of its pairs"
+
+
+def _mean(values: pd.Series, rows: pd.DataFrame, layout: Compared) -> Estimate:
+    """With its interval. rows: those of the values; of several breakdowns (targets), each counts once: its seeds say
+    little of others."""
+    if layout.breakdown is not None and rows[layout.breakdown].nunique() > 1:
+        values = values.groupby(rows[layout.breakdown]).mean()
     return Estimate(*(float(end) for end in mean_interval(values.to_numpy(np.float64))))
 
 

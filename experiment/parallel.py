@@ -87,7 +87,9 @@ def workers(
         elif jobs <= 1:
             started, at_once = _in_this_process, 1
         elif backend == "threading":
-            started, at_once = stack.enter_context(ThreadPoolExecutor(jobs)).submit, jobs
+            threads = ThreadPoolExecutor(jobs)
+            stack.callback(threads.shutdown, cancel_futures=True)
+            started, at_once = threads.submit, jobs
         else:
             started, at_once = stack.enter_context(_processes(jobs)), jobs
         try:
@@ -159,8 +161,11 @@ def _ray_workers(scheduler: str | None, jobs: int) -> Iterator[Submit]:
     def submit(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         return threads.submit(wait_for, function, *arguments)
 
-    with ThreadPoolExecutor(jobs) as threads:
+    threads = ThreadPoolExecutor(jobs)
+    try:
         yield submit
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _lost_workers(backend: str) -> tuple[type[BaseException], ...]:

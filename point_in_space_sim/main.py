@@ -35,6 +35,7 @@ from point_in_space_sim.engine.variants import (
     engine_of,
     fulfilment,
     leave_models_to_workers,
+    stacking,
 )
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.plots import comments_page, write_figures
@@ -91,6 +92,7 @@ def main(settings: Settings) -> None:
     engine = engine_of(settings, device, tuning, sampling, settings.samples)
     with naming(f"--base-model {settings.base_model}"):
         base = base_of(engine)
+    engine = stacking(engine, base)
     texts = list(dict.fromkeys(corpus.texts[i] for near in neighbourhoods for i in near.members))
     if longer := rehearse(base, mapper, texts, tuning, sampling):
         tell(
@@ -323,7 +325,7 @@ def write_results(run: RunFolder, settings: Settings, seeds: Sequence[int], mapp
             else no_figures(run.path, [figure.name for figure in FIGURES])
         )
         with replace_atomically(run.path / "comments.md") as temporary:
-            page_of = comments_page(tables["comments"], tables["neighbourhoods"], caption)
+            page_of = comments_page(tables["comments"], tables["generations"], tables["neighbourhoods"], caption)
             temporary.write_text(page_of, encoding="utf-8")
     written = [path.name for path in run.path.iterdir()]
     page = report_page(**shown, drawn=drawn, base_model=base_model, mapper=mapper, written=written)

@@ -14,11 +14,13 @@ from scipy.spatial.distance import cdist
 
 @dataclass(frozen=True)
 class Measure:
-    """values: vectors (n, 28), texts (n), the neighbourhood's vectors (k, 28) -> (n,). better: -1 where less is."""
+    """values: vectors (n, 28), texts (n), the neighbourhood's vectors (k, 28) -> (n,). better: -1 where less is.
+    column: its name in generations.csv."""
 
     values: Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
     short: str
     better: int
+    column: str
 
 
 def distance(vectors: np.ndarray, texts: Sequence[str], near: np.ndarray) -> np.ndarray:
@@ -52,8 +54,8 @@ def distinct(vectors: np.ndarray, texts: Sequence[str], near: np.ndarray) -> np.
 
 
 MEASURES = {
-    "distance": Measure(distance, "mean distance", -1),
-    "energy": Measure(energy, "energy distance", -1),
-    "centre": Measure(centre, "centre distance", -1),
-    "distinct": Measure(distinct, "distinct texts", 1),
+    "distance": Measure(distance, "mean distance", -1, "mean_distance"),
+    "energy": Measure(energy, "energy distance", -1, "energy_distance"),
+    "centre": Measure(centre, "centre distance", -1, "centre_distance"),
+    "distinct": Measure(distinct, "distinct texts", 1, "distinct"),
 }

@@ -48,7 +48,7 @@ def write_figures(
         "competition": competition_figure(summary),
         "generations": generations_figure(generations, summary),
         "single_against_multi": single_against_multi_figure(summary, published()),
-        "distances": distances_figure(comments, neighbourhoods),
+        "distances": distances_figure(comments, generations, neighbourhoods),
         "movement": movement_figure(comments, neighbourhoods),
         "selection": selection_figure(generations),
     }
@@ -58,7 +58,7 @@ def write_figures(
     return list(figures)
 
 
-def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Figure:
+def distances_figure(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Figure:
     """Box plots of the comments' distance to the centroid, by protocol and generation, a panel a target.
 
     The band is the neighbourhood's own spread: a model that writes just like it would lie on it.
@@ -72,7 +72,7 @@ def distances_figure(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> Fi
     for i, (protocol, _) in enumerate(groups):
         position += 1.0 if i == 0 or protocol == groups[i - 1][0] else 1.6
         positions.append(position)
-    sizes = _sizes(comments, neighbourhoods)
+    sizes = _sizes(generations)
     for axes, emotion in zip(panels, emotions, strict=True):
         own = report[report["emotion"] == emotion]
         spread = _neighbours(neighbourhoods, emotion)["distance"]
@@ -299,9 +299,13 @@ def generations_figure(generations: pd.DataFrame, summary: pd.DataFrame) -> Figu
     singles = [name for name in ("single", "chosen", "filter", "oracle") if name in played(report)]
     figure, (panels,) = new_figure(1, len(MEASURES), width=7.4, height=2.7)
     for axes, (name, measure) in zip(panels, MEASURES.items(), strict=True):
-        column = {"distance": "mean_distance", "distinct": "distinct"}.get(name, f"{name}_distance")
         for number, protocol in enumerate(several):
-            own = report[report["protocol"] == protocol].groupby(["generation", "emotion"])[column].mean().unstack()
+            own = (
+                report[report["protocol"] == protocol]
+                .groupby(["generation", "emotion"])[measure.column]
+                .mean()
+                .unstack()
+            )
             mean, low, high = mean_interval(own.to_numpy())
             at = own.index.to_numpy() + 0.06 * (number - (len(several) - 1) / 2)
             ends = _errors(mean, low, high) if own.shape[1] > 1 else None
@@ -460,14 +464,14 @@ def selection_figure(generations: pd.DataFrame) -> Figure:
     return figure
 
 
-def comments_page(comments: pd.DataFrame, neighbourhoods: pd.DataFrame, caption: str) -> str:
+def comments_page(comments: pd.DataFrame, generations: pd.DataFrame, neighbourhoods: pd.DataFrame, caption: str) -> str:
     """Markdown: the first comments of every reported sample of the first seed, not picked, and their distances."""
     lines = [
         "# Sampled comments",
         f"The first {COMMENTS_SHOWN} comments of each reported sample (first seed), as drawn, with their distance to "
         f"the neighbourhood's centroid. {caption[0].upper()}{caption[1:]}.",
     ]
-    sizes = _sizes(comments, neighbourhoods)
+    sizes = _sizes(generations)
     report = comments[(comments["role"] == "report") & (comments["seed"] == comments["seed"].min())]
     for emotion, own in report.groupby("emotion", sort=False):
         lines.append(f"## {_escape(str(emotion))}")
@@ -525,11 +529,10 @@ def _neighbours(neighbourhoods: pd.DataFrame, emotion: str) -> pd.DataFrame:
     return neighbourhoods[(neighbourhoods["emotion"] == emotion) & (neighbourhoods["rank"] > 0)]
 
 
-def _sizes(comments: pd.DataFrame, neighbourhoods: pd.DataFrame) -> dict[tuple[str, int], int]:
+def _sizes(generations: pd.DataFrame) -> dict[tuple[str, int], int]:
     """(protocol, generation) -> number of comments, for the single models."""
-    neighbours = int(neighbourhoods["rank"].max())
-    thirds = sorted(comments.loc[comments["protocol"] == "single", "generation"].unique())
-    return {("single", third): neighbours * third // len(thirds) for third in thirds}
+    single = generations[generations["protocol"] == "single"].groupby("generation")["training_comments"].first()
+    return {("single", int(generation)): int(count) for generation, count in single.items()}
 
 
 def _tick(protocol: str, generation: int, sizes: dict[tuple[str, int], int]) -> str:

@@ -103,7 +103,7 @@ def report_page(
     written: Collection[str],
 ) -> Page:
     """From the run's tables. drawn: its figures' names. base_model, mapper: their names. written: the run's files."""
-    targets, seeds = len(summary), comments["seed"].nunique()
+    targets, seeds = summary["emotion"].nunique(), comments["seed"].nunique()
     multi = generations[(generations["protocol"] == "multi") & (generations["role"] == "selection")]
     variants = multi.groupby(["emotion", "seed", "generation"]).size().max()
     samples = comments.groupby(["emotion", "protocol", "generation", "variant", "seed", "role"]).size().max()
@@ -142,7 +142,7 @@ def report_page(
             "generations",
             ["protocol"],
             ["emotion", "seed"],
-            {"mean_distance": -1, "energy_distance": -1, "centre_distance": -1, "distinct": 1},
+            {measure.column: measure.better for measure in MEASURES.values()},
             where={"role": "report"},
             last="generation",
             breakdown="emotion",
@@ -281,7 +281,7 @@ def _choosing(summary: pd.DataFrame) -> list[str]:
 def generations_table(generations: pd.DataFrame) -> Table:
     """A row a protocol and generation: means over targets, of seeds and chains together."""
     report = generations[generations["role"] == "report"]
-    measures = ["mean_distance", "energy_distance", "centre_distance", "distinct"]
+    measures = [measure.column for measure in MEASURES.values()]
     rows: list[list[Value]] = []
     for (protocol, generation), own in report.groupby(["protocol", "generation"], sort=False):
         by_target = own.groupby("emotion")[measures].mean()

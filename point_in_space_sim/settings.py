@@ -71,8 +71,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def check_settings(settings: Settings) -> None:
     """Raises InputError for settings that no run can have."""
     check_common(settings)
-    for name in ("num_seeds", "generations", "samples"):
+    for name in ("num_seeds", "generations"):
         check_range(f"--{name.replace('_', '-')}", getattr(settings, name), 1, 10**6)
+    check_range("--samples", settings.samples, 2, 10**6)  # one has no interval
     check_range("--variants", settings.variants, 2, 10**6)
     check_range("--neighbours", settings.neighbours, 3, 10**6)
     check_engine_options(settings)

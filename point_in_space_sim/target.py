@@ -51,7 +51,10 @@ def mixture_target(weights: dict[str, float]) -> Target:
     vector = np.zeros(len(EMOTIONS), dtype=np.float32)
     for emotion, weight in weights.items():
         vector[EMOTIONS.index(emotion)] = weight
-    return Target(",".join(f"{emotion}={weight:g}" for emotion, weight in weights.items()), vector)
+    return Target(
+        ",".join(f"{emotion}={np.format_float_positional(weight, trim='-')}" for emotion, weight in weights.items()),
+        vector,
+    )
 
 
 def parse_mixture(text: str) -> dict[str, float]:

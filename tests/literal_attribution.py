@@ -1,5 +1,7 @@
 """attribution.py for one run, written out: every equation a row of a matrix, every block of unknowns in one system."""
 
+import math
+
 import numpy as np
 
 from user_grouping_evaluation_sim import attribution, scoring
@@ -11,7 +13,7 @@ def equations(history, num_groups, measured):
     for number, (labels, weights, rewards, merged) in enumerate(history, start=1):
         middle = float(np.median(rewards))
         away += [abs(r - middle) for r in rewards]
-        furthest = attribution.OUTLIER * float(np.median(away))
+        furthest = attribution.OUTLIER * float(np.median(away)) or math.inf
         rewards = [middle + min(max(r - middle, -furthest), furthest) for r in rewards]
         block = 0 if number <= measured else 1
         n = len(labels)

@@ -73,7 +73,7 @@ def test_replayed_rounds_give_what_matrices_give(monkeypatch):
     history = random_history(np.random.default_rng(2), 2, 15, 3, 20)
     monkeypatch.setattr(attribution, "PROBES", 1)
     dense = attributed_history(history, 12)
-    monkeypatch.setattr(attribution, "MOST_NUMBERS", 0)
+    monkeypatch.setattr(attribution, "MOST_DENSE", 0)
     replayed = attributed_history(history, 12)
     assert replayed.strata[0, 0].gram is None and dense.strata[0, 0].gram is not None
     for name in ("errors", "spread", "drift", "solved"):
@@ -162,6 +162,6 @@ def test_standard_errors_of_replayed_rounds_are_an_upper_bound(monkeypatch):
     rng = np.random.default_rng(8)
     history = random_history(rng, 3, 40, 4, 60, rng.normal(size=(3, 40)), 0.5)
     exact = standard_errors(attributed_history(history, 60))
-    monkeypatch.setattr(attribution, "MOST_NUMBERS", 0)
+    monkeypatch.setattr(attribution, "MOST_DENSE", 0)
     bound = standard_errors(attributed_history(history, 60))
     assert exact.mean() <= bound.mean() <= 4 * exact.mean()

@@ -33,7 +33,7 @@ OUTLIER = 10.0  # median absolute deviations; of a normal distribution 6.7 stand
 ITERATIONS = 4  # of conjugate gradients a round
 CONVERGED = 1e-10  # relative error at which they rest
 PROBES = 3  # columns of random signs; 1 where rounds are replayed: of many users one says as much
-MOST_NUMBERS = 20_000_000  # in the matrices; with more, rounds are replayed
+MOST_DENSE = 447  # users whose matrices are kept; of more, rounds are replayed. Not how many runs are side by side
 LEAST_ERROR = 1e-4  # variance, as a share of the rewards' mean square: a fit that is better is rounding
 LEAST_SPREAD = 1e-12  # variance, as a share of the same
 LEAST_DRIFT = 1e-3  # variance, as a share of the spread
@@ -102,7 +102,7 @@ def attribute(before: Attribution | None, history: Sequence["Round"], measured: 
     """With the last round of the history added. measured: how many rounds the first block has."""
     last = history[-1]
     last = replace(last, rewards=without_outliers([past.rewards for past in history]))
-    new = equations_of(last, dense=BLOCKS * last.labels.size * last.labels.shape[1] <= MOST_NUMBERS)
+    new = equations_of(last, dense=last.labels.shape[1] <= MOST_DENSE)
     block = block_of(len(history), measured)
     if before is None:
         found = _begin({(kind, block): equations for kind, equations in new.items()})
@@ -131,6 +131,7 @@ def without_outliers(rewards: Sequence[np.ndarray]) -> np.ndarray:
     by_round = np.stack(rewards)
     away = by_round - np.median(by_round, axis=2, keepdims=True)
     furthest = OUTLIER * np.median(np.abs(away), axis=(0, 2))[:, None]
+    furthest = np.where(furthest > 0, furthest, np.inf)  # most rewards are equal: the others say all
     return by_round[-1] - away[-1] + np.clip(away[-1], -furthest, furthest)
 
 

@@ -108,6 +108,11 @@ def compete(
         history.append(Round(labels, weights, rewards, improved, order, merged_weights, merged_reward))
         standing = scoring(standing, history, rules.num_rounds)
         _check_finite("the scoring", standing.points, users)
+        for known in (standing.brings, standing.group_weights):
+            if known is not None:
+                _check_finite("the scoring", known, users)
+        if standing.group_weights is not None and (standing.group_weights < 0).any():
+            raise InputError("the scoring returned group weights below 0")
         if standing.merged_weights is not None and not np.allclose(standing.merged_weights.sum(axis=1), 1):
             raise InputError("the scoring returned merged weights that do not sum to 1")
         yield Played(history[-1], np.where(improved, first, NONE), model, standing)

@@ -17,6 +17,7 @@ import numpy as np
 
 from user_grouping_evaluation_sim import payout
 from user_grouping_evaluation_sim.competition import NONE, Played, group_weights, merged_weights_of
+from user_grouping_evaluation_sim.grouping import sums_by_group
 from user_grouping_evaluation_sim.scoring import Round, Scoring, Standing
 
 ENTRY = ("entry", "round", "group", "members", "weights", "reward", "place", "taken", "improved", "previous")
@@ -306,7 +307,8 @@ def against_the_rules(past: Round, before: Standing) -> str | None:
     groups = past.rewards.shape[1]
     by_points = group_weights(before, past.labels, groups, past.weights != 0)
     nobody_here = group_weights(before, past.labels, groups, np.zeros(past.labels.shape, dtype=bool))
-    if not (_close(past.weights, by_points) | _close(past.weights, nobody_here)).all():
+    others = [sums_by_group(1.0 - _close(past.weights, rule), past.labels, groups) for rule in (by_points, nobody_here)]
+    if np.minimum(*others).any():  # of each group all members by the same rule
         return "weights are not by the standing before it"
     merged = past.merged_weights
     if (merged is None) != (before.merged_weights is None):

@@ -12,6 +12,7 @@ from user_grouping_evaluation_sim.scoring import Standing
 VESTED = 0.8  # of what a user has earned, paid to the extent that they are still there at the end
 LAST = 0.1  # of the rounds: the end
 UNIT = 1e-6  # of the metric
+MOST_UNITS = 2.0**53  # whole numbers up to which there are floats for all
 
 
 def levelled(brings: np.ndarray, alone: np.ndarray, everybody: np.ndarray, step: float | None) -> np.ndarray:
@@ -69,8 +70,8 @@ def allotted(budget: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def budget_units(gained: np.ndarray) -> np.ndarray:
-    """Whole units of what the model has gained (R,), none where it lost."""
-    return np.round(np.maximum(gained, 0) / UNIT).astype(np.int64)
+    """Whole units of what the model has gained (R,), none where it lost, at most MOST_UNITS."""
+    return np.round(np.clip(gained / UNIT, 0, MOST_UNITS)).astype(np.int64)
 
 
 def last_rounds(num_rounds: int) -> int:
@@ -115,16 +116,18 @@ def fair_shares(shapley: np.ndarray) -> np.ndarray:
 
 
 def misallocation(pay: np.ndarray, shapley: np.ndarray) -> np.ndarray:
-    """Share of the budget that is with the wrong people, (R,): half the sum of the absolute differences of shares."""
+    """Share of the budget that is with the wrong people, (R,): half the sum of the absolute differences of shares; NaN
+    where there is none."""
     total = pay.sum(axis=-1, keepdims=True)
-    own = pay / np.where(total > 0, total, 1)
+    own = pay / np.where(total > 0, total, np.nan)
     return 0.5 * np.abs(own - fair_shares(shapley)).sum(axis=-1)
 
 
 def unpaid(pay: np.ndarray, shapley: np.ndarray) -> np.ndarray:
-    """Share of the users with a positive Shapley value who are paid nothing, (R,)."""
+    """Share of the users with a positive Shapley value who are paid nothing, (R,); NaN where nobody has one."""
     deserving = shapley > 0
-    return ((pay <= 0) & deserving).sum(axis=-1) / np.maximum(deserving.sum(axis=-1), 1)
+    count = deserving.sum(axis=-1)
+    return ((pay <= 0) & deserving).sum(axis=-1) / np.where(count > 0, count, np.nan)
 
 
 def gini(pay: np.ndarray) -> np.ndarray:

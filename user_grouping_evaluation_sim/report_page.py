@@ -202,7 +202,8 @@ def answer(runs: pd.DataFrame, game: str = "static") -> list[str]:
     top = agreement.mean().idxmax()
     agrees = (
         f"Points agree best with Shapley values of the {game} game under {_name(top)}: "
-        f"r = {words(_mean(agreement[top]))}."
+        f"r = {words(_mean(agreement[top]))}"
+        + (f", the best of {len(agreement.columns)}, picked on the same runs." if len(agreement.columns) > 1 else ".")
     )
     changes = []
     reference, *others = runs["scoring"].unique()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
@@ -17,6 +18,7 @@ DEFAULT_EVALUATIONS = 10_000  # of the methods that have no stopping rule
 CHUNK_NUMBERS = 4_000_000  # how many numbers a temporary array may hold
 
 Game = Callable[[np.ndarray], np.ndarray]
+numpys_generator = Lock()  # the global one, from which shap draws
 
 
 @dataclass(frozen=True)
@@ -220,10 +222,12 @@ def _kernel(worth: Game, n: int, evaluations: int, rng: np.random.Generator) -> 
     def coalition_values(masks: np.ndarray) -> np.ndarray:
         return worth(masks > 0.5)
 
-    state = np.random.get_state()  # shap draws from NumPy's global generator
-    np.random.seed(int(rng.integers(2**32)))
-    try:
-        explainer = shap.KernelExplainer(coalition_values, np.zeros((1, n)))
-        return np.asarray(explainer.shap_values(np.ones((1, n)), nsamples=evaluations, l1_reg=False, silent=True)[0])
-    finally:
-        np.random.set_state(state)
+    with numpys_generator:
+        state = np.random.get_state()
+        np.random.seed(int(rng.integers(2**32)))
+        try:
+            explainer = shap.KernelExplainer(coalition_values, np.zeros((1, n)))
+            values = explainer.shap_values(np.ones((1, n)), nsamples=evaluations, l1_reg=False, silent=True)
+            return np.asarray(values[0])
+        finally:
+            np.random.set_state(state)

@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 
 from experiment.command_line import StudySettings, run_script
 from experiment.figures import COLOURS, LINES, MARKERS, legend_below, new_figure, save_figure
-from experiment.files import ROOT, replace_atomically
+from experiment.files import ROOT
 from experiment.parallel import parallel_map
 from experiment.statistics import mean_interval
+from experiment.tables import write_table
 from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.hull import hull_distance
@@ -211,8 +212,7 @@ def main(settings: Settings) -> None:
     rows = list(parallel_map(perform, cases, jobs=settings.jobs, description="trials"))
     tried, shown = pd.DataFrame(rows[: len(trials)]), pd.DataFrame(rows[len(trials) :])
     for name, frame in (("tried", tried), ("reported", shown)):
-        with replace_atomically(folder / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+        write_table(frame, folder, name, "%.6g")
     save_figure(agreement_and_regret(tried), folder, "agreement_against_regret")
     print(f"results: {folder}")
 

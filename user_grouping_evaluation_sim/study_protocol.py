@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 
 from experiment.command_line import StudySettings, run_script
 from experiment.figures import COLOURS, MARKERS, legend_below, new_figure, save_figure
-from experiment.files import ROOT, replace_atomically
+from experiment.files import ROOT
 from experiment.parallel import parallel_map
 from experiment.statistics import correlation_interval, mean_interval
+from experiment.tables import write_table
 from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.grouping import GROUPINGS
 from user_grouping_evaluation_sim.metrics import l2
@@ -162,8 +163,7 @@ def main(settings: Settings) -> None:
     by_crowd = pd.DataFrame(rows)
     table = agreement(by_crowd)
     for name, each in (("crowds", by_crowd), ("agreement", table)):
-        with replace_atomically(folder / f"{name}.csv") as temporary:
-            each.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+        write_table(each, folder, name, "%.6g")
     save_figure(both_games(table), folder, "agreement")
     print(f"results: {folder}")
 

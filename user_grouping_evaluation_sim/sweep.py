@@ -9,10 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiment.command_line import blaming
-from experiment.parallel import parallel_map
+from experiment.errors import InputError, RunFailed
+from experiment.parallel import parallel_map, reach_cluster
 from experiment.run_folder import Arrays, RunFolder, load_arrays, save_arrays
+from user_grouping_evaluation_sim.attribution import MOST_DENSE
+from user_grouping_evaluation_sim.audit import audits_of
 from user_grouping_evaluation_sim.competition import Rules
 from user_grouping_evaluation_sim.hull import hull_distance
+from user_grouping_evaluation_sim.incentives import STRATEGIES, Scene
 from user_grouping_evaluation_sim.preferences import Crowd, Preferences, draw_crowds
 from user_grouping_evaluation_sim.protocol_game import ProtocolGame, protocol_shapley_values
 from user_grouping_evaluation_sim.settings import Settings, Size, functions_of, metric_of, stream
@@ -22,7 +26,7 @@ from user_grouping_evaluation_sim.vector_world import Conduct, Trace, simulate
 
 KERNEL_EVALUATIONS = 10_000  # the study's budget for shap.KernelExplainer
 RUNS_A_TASK = 10  # of Shapley values
-NUMBERS_A_TASK = 20_000_000  # users' coordinates that a simulation task holds
+NUMBERS_A_TASK = 20_000_000  # users' coordinates, or entries of their matrices, that a simulation task holds
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ def tasks_of(settings: Settings, sizes: Sequence[Size], dimensions: int) -> list
                 Validation(users, metric, settings.shapley, *block) for block in blocks(settings.num_runs, RUNS_A_TASK)
             ]
     for users, groups in sizes:
-        length = max(1, NUMBERS_A_TASK // (users * dimensions))
+        width = max(dimensions, users if users <= MOST_DENSE else 0)
+        length = max(1, NUMBERS_A_TASK // (users * width))
         for grouping in settings.grouping:
             for metric in settings.metric:
                 for scoring in settings.scoring:
@@ -136,6 +141,11 @@ def finish_tasks(
     """Every task's arrays by name; those of an earlier, interrupted run are loaded, each other is saved when done."""
     done = {task.name: load_arrays(run.part_path(f"{task.name}.npz")) for task in tasks}
     missing = [task for task in tasks if done[task.name] is None]
+    if missing:
+        try:
+            reach_cluster(settings.backend, settings.scheduler)
+        except InputError as error:  # it answered when the run began: what is finished is kept
+            raise RunFailed(str(error)) from error
     results = parallel_map(
         function,
         missing,
@@ -239,6 +249,18 @@ def rehearse(settings: Settings, preferences: Preferences, rounds: int = 3) -> N
             metric = metric_of(name)
             with blaming([name]):
                 shapley_values(crowd.users[0][:2], crowd.experts[0], metric, method="exact")
+                if name in {task.metric for task in audits_of(settings)}:
+                    rehearse_audit(name, crowd, rounds)
+
+
+def rehearse_audit(name: str, crowd: Crowd, rounds: int) -> None:
+    """Raises InputError where a metric has no value for what a strategy of the audit contributes."""
+    first = np.zeros((len(crowd.users), 1), dtype=int)
+    scene = Scene(crowd.users, first, first[:, 0], rounds, np.random.default_rng(0))
+    for strategy, (function, _) in STRATEGIES.items():
+        contributed = function(scene).conduct.vectors(rounds - 1)[0]
+        if not np.isfinite(metric_of(name)(contributed, crowd.experts[0])).all():
+            raise InputError(f"{name}: has no value for what the strategy {strategy} of the audit contributes")
 
 
 def _rules(settings: Settings, num_groups: int) -> Rules:

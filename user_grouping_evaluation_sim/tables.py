@@ -244,7 +244,7 @@ def best_table(
                     means = counts @ np.nan_to_num(values) / (counts @ np.isfinite(values))
                 wins.append(best_of(means))
             share = np.mean(wins, axis=0)  # (1 + resamples, combinations)
-            low, high = np.quantile(share[1:], [0.025, 0.975], axis=0)
+            low, high = np.quantile(share[1:] if count > 1 else share[1:] * np.nan, [0.025, 0.975], axis=0)
             for column, (grouping, metric) in enumerate(table.columns):
                 names = {"scoring": scoring, "measure": measure, "grouping": grouping, "metric": metric}
                 rows.append(names | {"best_share": share[0, column], "low": low[column], "high": high[column]})

@@ -302,8 +302,8 @@ def _compare(
     allowed = np.broadcast_to(np.asarray(tolerance, dtype=float), written.shape)
     both_missing = np.isnan(written) & np.isnan(recomputed)
     with np.errstate(invalid="ignore"):
-        # A tolerance that is not finite: rounding has left nothing to compare.
-        wrong = ~(both_missing | (np.abs(written - recomputed) <= allowed) | ~np.isfinite(allowed))
+        # An infinite tolerance: rounding has left nothing to compare.
+        wrong = ~(both_missing | (np.abs(written - recomputed) <= allowed) | np.isinf(allowed))
     if not wrong.any():
         return []
     row = int(wrong.argmax())

@@ -218,7 +218,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-        torch.empty(1, device=target)
+        torch.empty(1, device=target).item()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} is not there: use auto, cpu, or cuda on a machine that has it") from error
     return target

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from peft import LoraConfig
 
-from point_in_space_sim.engine.base_model import BaseModel
+from point_in_space_sim.engine.base_model import MAX_TOKENS, BaseModel
 from point_in_space_sim.engine.fine_tuning import (
     CLIP,
     Adapter,
@@ -49,8 +49,11 @@ class Task:
     activations: FrozenActivations
 
 
-def can_stack(base: BaseModel, settings: TuningSettings) -> bool:
-    return settings.method == "lora" and base.has_plain_layers
+def can_stack(base: BaseModel, tuning: TuningSettings, sampling: SamplingSettings) -> bool:
+    plain = base.has_plain_layers and (
+        sampling.max_new_tokens <= MAX_TOKENS or base.is_plain_for(sampling.max_new_tokens)
+    )
+    return tuning.method == "lora" and plain
 
 
 def tune_stacked(base: BaseModel, tasks: Sequence[Task], settings: TuningSettings) -> list[Adapter]:

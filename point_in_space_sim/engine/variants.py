@@ -8,13 +8,14 @@ needs no disk in common with the process that asks, only the base model by its n
 import ctypes
 import errno
 import gc
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -85,6 +86,11 @@ def engine_of(
     stack = STACK if device.startswith("cuda") else 1
     dtype = dtype_name(native_dtype(torch.device(device)))
     return Engine(options.base_model, options.prompt, device, dtype, tuning, sampling, samples, stack)
+
+
+def stacking(engine: Engine, base: BaseModel) -> Engine:
+    """The engine; with its models made one by one where this base model's cannot be made together."""
+    return engine if stacked.can_stack(base, engine.tuning, engine.sampling) else replace(engine, stack=1)
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ def make(engine: Engine, orders: Sequence[Task]) -> list[Made]:
     try:
         with base_in_use:
             base = base_of(engine)
-            if len(orders) > 1 and stacked.can_stack(base, engine.tuning):
+            if len(orders) > 1 and stacked.can_stack(base, engine.tuning, engine.sampling):
                 made = _make_stacked(engine, base, orders)
             else:
                 made = [_make_one(engine, base, *order) for order in orders]
@@ -441,10 +447,12 @@ def _cached_activations(engine: Engine, pool: Texts) -> FrozenActivations:
 
 
 def _devices(device: str) -> list[str]:
-    """The numbers of the CUDA devices that models are dealt to: all, where none is named."""
+    """The CUDA devices that models are dealt to, as CUDA_VISIBLE_DEVICES names them: all that are visible, where none
+    is asked for."""
     if device != "cuda" or not torch.cuda.is_available():
         return []
-    return list(map(str, range(torch.cuda.device_count())))
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (visible or list(map(str, range(torch.cuda.device_count()))))[: torch.cuda.device_count()]
 
 
 def _model_path(folder: Path, model: Tuned | Averaged) -> Path:
