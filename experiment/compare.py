@@ -156,8 +156,9 @@ def difference_table(first: Run, other: Run, layout: Compared) -> Table:
         )
     caption = (
         f"{other.name} − {first.name}: mean of the differences over pairs that share {units}, with "
-        f"Student's 95 % interval{_over(layout)} (none for a single pair). An interval that leaves out 0 is a difference that the "
-        f"pairs show; with many rows, about one in twenty does so by chance. {_what_is_better(layout)}"
+        f"Student's 95 % interval{_over(layout)} (none for a single pair). An interval that leaves out 0 is a "
+        "difference that the pairs show; with many rows, about one in twenty does so by chance. "
+        f"{_what_is_better(layout)}"
     )
     if not rows:
         caption = f"{other.name} and {first.name} share no {units} on the same data: see the means."

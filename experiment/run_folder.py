@@ -161,7 +161,7 @@ def open_run(path: str | Path, identity: dict[str, Any], *, overwrite: bool, res
         try:
             yield run
         except InputError:
-            if held is None and not any(path.rglob("[!.]*.npz")):
+            if held is None and not any(path.glob("[!.]*/[!.]*.npz")):
                 _clear(path)
             raise
 

@@ -26,6 +26,7 @@ from point_in_space_sim.engine.assets import (
     wheel_folder,
 )
 from point_in_space_sim.engine.base_model import load_base_model, pick_device, smollm2_folder
+from point_in_space_sim.engine.variants import _devices
 from tests.hub_server import COMMIT, OLD_COMMIT, serving
 from tests.tiny_models import save_tiny_llama
 
@@ -228,6 +229,18 @@ def test_damaged_base_models(tmp_path):
 def test_unknown_device():
     with pytest.raises(InputError, match="is not there"):
         pick_device("abacus")
+    with pytest.raises(InputError, match="device 'meta' is not there"):
+        pick_device("meta")
+
+
+@pytest.mark.parametrize("visible, expected", [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("", ["0", "1"])])
+def test_workers_get_the_devices_that_are_visible(visible, expected, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert _devices("cuda") == expected and _devices("cuda:1") == _devices("cpu") == []
 
 
 def test_smollm2_is_converted_once():

@@ -80,6 +80,25 @@ def test_replayed_rounds_give_what_matrices_give(monkeypatch):
         np.testing.assert_allclose(getattr(replayed, name), getattr(dense, name), rtol=1e-8, atol=1e-10)
 
 
+def test_runs_beside_a_run_do_not_change_it():
+    """As a ledger replays one run of many: with more users than MOST_DENSE, and with as many."""
+    for users in (30, attribution.MOST_DENSE + 3):
+        history = random_history(np.random.default_rng(4), 60, users, 3, 4)
+        (first,) = attributed_history([past_of(past, 0) for past in history], 3).shares
+        np.testing.assert_allclose(attributed_history(history, 3).shares[0], first, rtol=1e-9, atol=1e-12)
+
+
+def past_of(past, run):
+    return Round(*(None if part is None else part[run : run + 1] for part in vars(past).values()))
+
+
+def test_where_most_rewards_are_equal_the_others_say_all():
+    rewards = np.array([[[0, 0, 0, 1.0]], [[0, 0, 2.0, 0]]])
+    np.testing.assert_array_equal(attribution.without_outliers(rewards), rewards[-1])
+    far = np.array([[[0.0, 1, 2, 3]], [[0, 1, 2, 1e6]]])
+    np.testing.assert_allclose(attribution.without_outliers(far), [[0, 1, 2, 11.5]])  # 1.5 + 10 medians of 1
+
+
 def test_coefficients_and_variances_settle_where_a_dense_solution_is(monkeypatch):
     """With exact traces expectation maximisation would stand still there; with these signs nearly."""
     rng = np.random.default_rng(3)

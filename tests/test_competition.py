@@ -325,6 +325,13 @@ def test_numbers_that_are_not_finite_are_refused():
     with pytest.raises(InputError, match="merged weights"):
         heavy = Standing(np.ones((1, 6)), merged_weights=np.ones((1, 6)))
         simulate(crowd, turns, METRICS["l2"], lambda *_: heavy, Rules(3, 2), rng)
+    for unknown in ({"brings": np.full((1, 6), np.nan)}, {"group_weights": np.full((1, 6), np.nan)}):
+        with pytest.raises(InputError, match="the scoring"):
+            standing = Standing(np.ones((1, 6)), **unknown)
+            simulate(crowd, turns, METRICS["l2"], lambda *_, it=standing: it, Rules(3, 2), rng)
+    with pytest.raises(InputError, match="group weights below 0"):
+        heavy = Standing(np.ones((1, 6)), group_weights=np.array([[1, 1, 1, 1, 1, -1.0]]))
+        simulate(crowd, turns, METRICS["l2"], lambda *_: heavy, Rules(3, 2), rng)
 
 
 # ------------------------------------------------------------------ groupings

@@ -151,6 +151,12 @@ def test_a_process_killed_in_its_first_stage_leaves_its_commit(tmp_path):
         run.finish(run.record())
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["earlier_commits"] == ["a" * 40] != [record["git_commit"]]
+    # So does one that adds to a finished run.
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], cwd=ROOT, check=False)
+    with opened(tmp_path / "run", {"seed": 1}) as run:
+        run.finish(run.record())
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["earlier_commits"] == ["a" * 40]
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -296,6 +302,19 @@ def refuses(task):
 def test_errors_of_a_task_arrive_as_they_are(jobs):
     with pytest.raises(InputError, match=r"^task 3: one line$"):
         list(parallel_map(refuses, [1, 2], jobs=jobs))
+
+
+def test_threads_drop_what_is_still_to_do():
+    begun = []
+
+    def fails(task):
+        begun.append(task)
+        time.sleep(0.05)
+        raise InputError("this cannot be")
+
+    with pytest.raises(InputError, match="this cannot be"):
+        list(parallel_map(fails, range(100), jobs=2, backend="threading"))
+    assert len(begun) < 10
 
 
 @pytest.mark.parametrize(

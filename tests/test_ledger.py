@@ -154,6 +154,12 @@ def test_a_ledger_by_hand():
         (2, "0.6711409395973155 0.3288590604026846", "0.5", None),  # as if nobody of them had been here
         (2, "0.6711409395973155 0.3288590604026846", "1.0 0.0", None),  # as if c had not been here
         (2, "0.6711409395973155 0.3288590604026846", "0.7 0.3", "weights are not"),
+        (
+            2,
+            "0.6711409395973155 0.3288590604026846",
+            "0.6711409395973155 0.5",
+            "weights are not",
+        ),  # each by another rule
         (3, "-0.25,1", "-0.75,1", None),  # an error again
         (3, "-0.25,1,0,0", "0.25,1,0,0", "places or improved"),
     ],

@@ -111,3 +111,11 @@ def test_measures_by_hand():
     assert payout.unpaid(pay, shapley)[0] == pytest.approx(0.5)
     assert payout.gini(np.array([[1, 1, 1, 1], [0, 0, 0, 1]])) == pytest.approx([0, 0.75])
     assert payout.misallocation(np.array([[1, 0, 0, 1]]), shapley)[0] == 0
+    assert np.isnan(payout.misallocation(np.zeros((1, 4)), shapley)).all()  # of no budget nothing is with anybody
+    assert np.isnan(payout.unpaid(pay, shapley * np.nan)).all() and np.isnan(payout.unpaid(pay, shapley - 2)).all()
+
+
+def test_a_budget_is_never_below_nothing_however_large():
+    gained = np.array([-1.0, 0.0, 2.4e-6, 1e13, 1e60])
+    np.testing.assert_array_equal(payout.budget_units(gained), [0, 0, 2, 2**53, 2**53])
+    assert payout.allotted(payout.budget_units(gained), np.ones((5, 3))).sum(axis=1).tolist()[3:] == [2**53] * 2

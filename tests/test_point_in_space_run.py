@@ -325,7 +325,7 @@ def test_a_new_protocol_is_a_function_and_a_line(world, monkeypatch, tmp_path, c
 
 
 def test_a_pool_of_users_of_whom_some_are_off_target(world, monkeypatch, tmp_path, capsys):
-    options = ["--contamination", 1 / 3, "--deal", "user", "--num-users", 6, "--neighbours", 18, "--num-seeds", 2]
+    options = ["--contamination", 1 / 3, "--deal", "user", "--num-users", 6, "--neighbours", 20, "--num-seeds", 2]
     options += ["--protocols", "oracle", "filter", "multi_plus", "--samples", 2, "--epochs", 1]
     assert run_here(monkeypatch, world, tmp_path / "run", *options) == 0
     assert "; single, filter, oracle, multi (2 x 3), multi_plus; " in capsys.readouterr().out
@@ -348,6 +348,9 @@ def test_a_pool_of_users_of_whom_some_are_off_target(world, monkeypatch, tmp_pat
     first = users[users["seed"] == 0]
     assert tuned_on("oracle-1-variant-1") == set(first.loc[first["on_target"], "text"])
     assert tuned_on("single-3-variant-1") == set(first["text"])
+    # Six users hold three of the 20 neighbours each.
+    assert "Single model on 18 comments" in (tmp_path / "run" / "comments.md").read_text(encoding="utf-8")
+    assert " 1 target, 2 seeds each." in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     held = [set(texts) for _, texts in first.groupby("user")["text"]]
     for variant in (1, 2, 3):
         part = tuned_on(f"multi-1-variant-{variant}")
@@ -427,7 +430,7 @@ def test_dry_run_says_what_it_would_do(world, monkeypatch, capsys, tmp_path):
         (["--target-emotions", "joy=1", "--target-text", "a"], "give one of them"),
         (["--target-text", " "], "is empty"),
         (["--variants", "1"], "--variants 1: out of range"),
-        (["--samples", "0"], "--samples 0: out of range"),
+        (["--samples", "1"], "--samples 1: out of range"),
         (["--protocols", "mutli"], "did you mean multi"),
         (["--prompt", " "], "--prompt: is empty"),
         (["--choose-by", "luck"], "choose-by"),

@@ -104,6 +104,11 @@ def overlapping(points, num_groups, progress, rng):
     return [[members[:4], members[2:]] for _ in points]
 
 
+def hellinger(a, b):
+    with np.errstate(invalid="ignore"):
+        return -np.linalg.norm(np.sqrt(a) - np.sqrt(b), axis=-1)
+
+
 def cosine(a, b):
     with np.errstate(invalid="ignore"):
         return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
@@ -526,6 +531,10 @@ BAD = {  # tests/test_malformed_inputs.py has all kinds; these come after a crow
     "empty groups": ([*CROWD, "--grouping", "own_strategies:one_group"], "left group 1 of run 0 empty"),
     "overlapping groups": ([*CROWD, "--grouping", "own_strategies:overlapping"], "must give each user one group"),
     "a metric without a value of nobody": ([*CROWD, "--metric", "own_strategies:cosine"], "zero vector"),
+    "a metric without a value of cheats": (
+        [*CROWD, "--metric", "own_strategies:hellinger"],
+        "own_strategies:hellinger: has no value for what the strategy exaggerate of the audit contributes",
+    ),
     "an unknown method": ([*CROWD, "--shapley", "exct"], "--shapley exct: unknown; did you mean exact?"),
     "an unknown backend": ([*CROWD, "--backend", "lokey"], "--backend lokey: unknown; did you mean loky?"),
     "a name given twice": ([*CROWD, "--metric", "l2", "l2"], "name at least one, and each once"),

@@ -1,5 +1,6 @@
 """python -m experiment.verify: a good run passes, and every number that is changed is named."""
 
+import gzip
 import json
 import shutil
 
@@ -173,6 +174,19 @@ def test_bytes_and_files_that_are_not_the_runs(copy, capsys):
     assert f"{len(differences)} differences" in capsys.readouterr().out
     adapter.unlink()
     assert verify_run(folder)[0] == [f"{adapter.relative_to(folder)}: is gone"]
+
+
+def test_a_packed_table_that_is_cut_off_is_told(copy):
+    folder = copy("grouping")
+    packed = gzip.compress((folder / "points.csv").read_bytes())
+    (folder / "points.csv").unlink()
+    (folder / "points.csv.gz").write_bytes(packed[:-20])
+    record = json.loads((folder / "run.json").read_text())
+    record["outputs_sha256"]["points.csv.gz"] = record["outputs_sha256"].pop("points.csv")
+    (folder / "run.json").write_text(json.dumps(record))
+    differences, _ = verify_run(folder)
+    assert differences[0] == "points.csv.gz: not the bytes that the run wrote"
+    assert differences[1].startswith("the tables or run.json cannot be read")
 
 
 def test_tables_can_be_handed_on_alone(copy):

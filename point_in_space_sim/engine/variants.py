@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from experiment.errors import InputError
+from experiment.errors import InputError, RunFailed
 from experiment.parallel import workers
 from experiment.run_folder import load_arrays, save_arrays
 from point_in_space_sim.engine import stacked
@@ -376,7 +376,10 @@ def _mapped(path: Path, mapper: Mapper) -> Sampled:
     assert arrays is not None, "a finished sample is on disk"
     texts = tuple(map(str, arrays["texts"]))
     if "vectors" not in arrays:
-        arrays["vectors"] = mapper(texts)
+        try:
+            arrays["vectors"] = mapper(texts)
+        except InputError as error:  # it mapped others before: what is finished is kept
+            raise RunFailed(str(error)) from error
         save_arrays(path, arrays)
     return Sampled(texts, arrays["vectors"], float(arrays["broken"]))
 
