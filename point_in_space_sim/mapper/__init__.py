@@ -51,7 +51,7 @@ class Mapper:
     sha256: str
     tokenize: Callable[[list[str]], TokenIds] = field(repr=False)
     logits: Callable[[TokenIds], torch.Tensor] = field(repr=False)
-    labels: tuple[str, ...] = EMOTIONS
+    device: str = "cpu"  # its kind: another one gives other last bits
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         advice = "restore its files or choose another"
@@ -82,17 +82,18 @@ def load_mapper(name: str = "embedded", device: str = "cpu") -> Mapper:
 
 def map_texts(mapper: Mapper, texts: Sequence[str], cache_folder: str | Path) -> np.ndarray:
     """
-    The texts' vectors, float32 (texts, 28), from the cache where it has them for these very texts and weights.
+    The texts' vectors, float32 (texts, 28), from the cache where it has them for these very texts, weights and kind of
+    device.
 
     A damaged cache file is replaced.
     """
-    key = hashlib.sha256(mapper.sha256.encode())
+    key = hashlib.sha256((mapper.sha256 + mapper.device.removeprefix("cpu")).encode())
     for text in texts:
         key.update(hashlib.sha256(text.encode()).digest())
     path = Path(cache_folder) / f"{key.hexdigest()}.npy"
     try:
         vectors = np.load(path, allow_pickle=False)
-        intact = vectors.shape == (len(texts), len(mapper.labels)) and vectors.dtype == np.float32
+        intact = vectors.shape == (len(texts), len(EMOTIONS)) and vectors.dtype == np.float32
         if intact and np.all((vectors >= 0) & (vectors <= 1)):
             return vectors
     except (OSError, ValueError, EOFError):
@@ -187,7 +188,7 @@ def _load_embedded(folder: Path, device: str) -> Mapper:
         return head(pool(encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask))
 
     name = "embedded (all-MiniLM-L6-v2, adapted)" if folder == EMBEDDED_FOLDER else folder.name
-    return Mapper(name, embedded_hash(folder, encoder_folder), tokenize, logits)
+    return Mapper(name, embedded_hash(folder, encoder_folder), tokenize, logits, torch.device(device).type)
 
 
 def _load_classifier(name: str, folder: Path, device: str) -> Mapper:
@@ -219,6 +220,7 @@ def _load_classifier(name: str, folder: Path, device: str) -> Mapper:
         classifier_hash(folder),
         lambda texts: _token_ids(tokenizer, texts, limit),
         logits,
+        torch.device(device).type,
     )
     texts = ["Thank you so much for all the help!", "no"]
     if not np.allclose(mapper(texts), np.concatenate([mapper([text]) for text in texts]), atol=1e-3):
