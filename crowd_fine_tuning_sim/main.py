@@ -38,7 +38,7 @@ from experiment.command_line import NOT_IDENTITY, naming, tell
 from experiment.errors import InputError
 from experiment.figures import no_figures
 from experiment.files import ROOT, sha256_file
-from experiment.parallel import parallel_map, reach_cluster
+from experiment.parallel import parallel_map, reach_cluster, reach_cluster_again
 from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, load_arrays, open_run, read_record, save_arrays
 from experiment.tables import LARGE, write_lines, write_table
@@ -301,6 +301,8 @@ def in_run_part(parts: Path, case: Case) -> Path:
 def play_cases(run: RunFolder, settings: Settings, engine: Engine, mapper: Mapper, cases: Sequence[Case]) -> None:
     """Plays what is not saved yet, case by case; each case's competitions and retraining side by side."""
     missing = [case for case in cases if load_arrays(saved(run, case)) is None]
+    if missing:
+        reach_cluster_again(settings.backend, settings.scheduler)
     work = work_of(settings)
     total = len(missing) * (work.tuned * engine.tuning.epochs + work.sampled)
     parts = parts_of(run, engine)

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from experiment.report import (
     words,
     write_page,
 )
-from experiment.run_folder import RECORD_OF_THE_RUN, UNREADABLE, read_record
+from experiment.run_folder import RECORD_OF_THE_RUN, read_record
 from experiment.statistics import mean_interval
 from experiment.tables import read_table, table_path
 
@@ -121,7 +122,7 @@ def read_run(name: str, folder: Path) -> Run:
         raise InputError(
             f"{table_path(folder, layout.table)}: is missing; run it again, or name another folder"
         ) from None
-    except UNREADABLE as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise InputError(f"{table_path(folder, layout.table)}: not readable ({error}); run it again") from None
     return Run(name, folder, record, layout, table)
 
@@ -244,7 +245,11 @@ def _words(measure: str) -> str:
 
 
 def _over(layout: Compared) -> str:
-    return "" if layout.breakdown is None else f" over {layout.breakdown}s, of each the mean of its pairs"
+    return (
+        ""
+        if layout.breakdown is None
+        else f" over {layout.breakdown}s, of each the mean of its pairs (of a single one over them)"
+    )
 
 
 def _mean(values: pd.Series, rows: pd.DataFrame, layout: Compared) -> Estimate:

@@ -209,6 +209,14 @@ def reach_cluster(backend: str, scheduler: str | None) -> None:
         _connect_ray(scheduler)
 
 
+def reach_cluster_again(backend: str, scheduler: str | None) -> None:
+    """As reach_cluster, of one that answered when the run began: raises RunFailed, and what is finished is kept."""
+    try:
+        reach_cluster(backend, scheduler)
+    except InputError as error:
+        raise RunFailed(str(error)) from error
+
+
 def _dask_client(scheduler: str | None) -> Any:
     if scheduler is None:
         raise InputError("backend dask: needs its scheduler's address, such as tcp://host:8786")

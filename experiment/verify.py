@@ -9,13 +9,14 @@ Exit code 0: all agrees. 1: something differs. 2: a folder holds no finished run
 import importlib
 import inspect
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiment.command_line import tell
 from experiment.errors import InputError
 from experiment.files import ROOT
-from experiment.run_folder import UNREADABLE, output_hashes, read_record
+from experiment.run_folder import output_hashes, read_record
 
 Differences = list[str]
 Unchecked = list[str]
@@ -49,7 +50,7 @@ def verify_run(folder: str | Path, *, own_code: bool = False) -> tuple[Differenc
     try:
         runs_own_code = own_code and "own_code" in inspect.signature(verify).parameters
         found, unchecked = verify(folder, record, **({"own_code": True} if runs_own_code else {}))
-    except UNREADABLE as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         found, unchecked = [f"the tables or run.json cannot be read ({type(error).__name__}: {error})"], []
     return differences + found, left_out + unchecked
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from experiment.errors import InputError
+from experiment.errors import InputError, RunFailed
 from experiment.figures import new_figure, save_figure
 from experiment.files import ROOT
 from experiment.tables import write_table
@@ -144,6 +144,6 @@ if __name__ == "__main__":
 
     try:
         main(tyro.cli(Settings, description=__doc__))
-    except InputError as error:
+    except (InputError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None

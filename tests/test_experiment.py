@@ -152,11 +152,13 @@ def test_a_process_killed_in_its_first_stage_leaves_its_commit(tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["earlier_commits"] == ["a" * 40] != [record["git_commit"]]
     # So does one that adds to a finished run.
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], cwd=ROOT, check=False)
+    script = script.replace("'a'", "'b'")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
     with opened(tmp_path / "run", {"seed": 1}) as run:
         run.finish(run.record())
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
-    assert record["earlier_commits"] == ["a" * 40]
+    assert record["earlier_commits"] == ["a" * 40, "b" * 40]
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -314,7 +316,7 @@ def test_threads_drop_what_is_still_to_do():
 
     with pytest.raises(InputError, match="this cannot be"):
         list(parallel_map(fails, range(100), jobs=2, backend="threading"))
-    assert len(begun) < 10
+    assert len(begun) < 50
 
 
 @pytest.mark.parametrize(

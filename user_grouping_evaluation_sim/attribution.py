@@ -11,8 +11,8 @@ all rounds alike, without it those before the model's move.
 
 Coefficients solve the mixed model's equations (Henderson, 1975), by conjugate gradients that go on from the round
 before. The variances are found by expectation maximisation, a step a round (Laird and Ware, 1982); its traces are
-estimated with random signs (Hutchinson, 1990). A round costs O(users^2), or, where the matrices would not fit into
-memory, O(users) for every round so far. What the equations' matrices make of the solution is kept beside it, so that
+estimated with random signs (Hutchinson, 1990). A round costs O(users^2), or, of more than MOST_DENSE users,
+O(users) for every round so far. What the equations' matrices make of the solution is kept beside it, so that
 each of them is gone through once an iteration, and no more.
 """
 
@@ -320,15 +320,22 @@ def standard_errors(found: Attribution) -> np.ndarray:
         mean = (signs * probes).mean(axis=(1, 2))
         by_user = 1 / _preconditioner(found)[0, ..., 0]
         return np.sqrt(by_user * (np.maximum(mean, 0) / by_user.mean(axis=1))[:, None])
-    size = (1 + BLOCKS) * users
-    whole = np.zeros((runs, size, size))
-    for block, gram in enumerate(_weighed(found, {key: np.asarray(gram) for key, gram in grams.items()})):
-        own = slice(block * users, (1 + block) * users)  # the first is beta's
-        whole[:, :users, own] = whole[:, own, :users] = whole[:, own, own] = gram
-    place = np.arange(size)
     prior = np.repeat(_prior(found)[:, :, 0, 0].T, users, axis=1)
-    whole[:, place, place] += prior
-    inverse = np.linalg.inv(whole).reshape(runs, 1 + BLOCKS, users, 1 + BLOCKS, users)
-    ours = np.einsum("b,rbicj->ricj", of, inverse)
-    shrinkage = (ours.reshape(runs, users, size) ** 2 * prior[:, None]).sum(axis=2)
-    return np.sqrt(np.maximum(np.einsum("c,rici->ri", of, ours) - shrinkage, 0))
+    weighed = _weighed(found, {key: np.asarray(gram) for key, gram in grams.items()})
+    return np.stack([_dense_errors(weighed[:, run], prior[run], of) for run in range(runs)])
+
+
+def _dense_errors(grams: np.ndarray, prior: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """(n,), of one run: its inverse is the largest array of all. grams: (1 + BLOCKS, n, n), by precision. prior: of
+    all coefficients, ((1 + BLOCKS) n,). of: (1 + BLOCKS,)."""
+    blocks, users, _ = grams.shape
+    whole = np.diag(prior)
+    for block, gram in enumerate(grams):
+        own = slice(block * users, (1 + block) * users)  # the first is beta's
+        whole[own, own] += gram
+        if block:
+            whole[:users, own] = whole[own, :users] = gram
+    inverse = np.linalg.inv(whole).reshape(blocks, users, blocks, users)
+    ours = np.einsum("b,bicj->icj", of, inverse)
+    shrinkage = (ours.reshape(users, -1) ** 2 * prior).sum(axis=1)
+    return np.sqrt(np.maximum(np.einsum("c,ici->i", of, ours) - shrinkage, 0))

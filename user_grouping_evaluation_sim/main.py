@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from experiment.command_line import NOT_IDENTITY, naming, tell
+from experiment.errors import InputError, RunFailed
 from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
 from experiment.report import finish_with_report
 from experiment.run_folder import Arrays, RunFolder, open_run, shared_path
 from experiment.tables import LARGE, write_lines, write_table
 from user_grouping_evaluation_sim import tables
+from user_grouping_evaluation_sim.attribution import MOST_DENSE
 from user_grouping_evaluation_sim.audit import (
     ablation_table,
     ablations_of,
@@ -136,7 +138,7 @@ def rough_seconds(task: Task, num_rounds: int) -> float:
         a_size = 4e-3 if fitted else 1.5e-3  # plays of one size go side by side
         return num_rounds * (users * a_size + plays * (1.5e-5 + users * (1e-7 + 1e-8 * users * fitted)))
     rounds = num_rounds * task.num_runs * task.num_users
-    matrices = 3e-8 * min(task.num_users, 10 * num_rounds)  # or all rounds replayed
+    matrices = 3e-8 * (task.num_users if task.num_users <= MOST_DENSE else 10 * num_rounds)  # or all rounds replayed
     return rounds * (2.5e-7 + (matrices if fits(task.scoring) else 0))
 
 
@@ -155,7 +157,10 @@ def finish_audits(
     combinations = combinations_of(settings, preferences, done, settings.num_users, settings.num_groups)
     shapley = {combination.names[1]: combination.shapley[:runs] for combination in combinations}
     crowd = crowd_of(settings, preferences, settings.num_users, 0, runs)
-    played = finish_tasks(run, settings, tasks, partial(perform_audit, settings, crowd, shapley), "auditing")
+    try:
+        played = finish_tasks(run, settings, tasks, partial(perform_audit, settings, crowd, shapley), "auditing")
+    except InputError as error:  # of a function of the user's own: what is finished is kept
+        raise RunFailed(str(error)) from error
     hull = combinations[0].hull[:runs]
     return {
         "audit": audit_table(tasks, settings.scoring, played, shapley, hull),

@@ -12,7 +12,7 @@ from user_grouping_evaluation_sim.scoring import Standing
 VESTED = 0.8  # of what a user has earned, paid to the extent that they are still there at the end
 LAST = 0.1  # of the rounds: the end
 UNIT = 1e-6  # of the metric
-MOST_UNITS = 2.0**53  # whole numbers up to which there are floats for all
+MOST_UNITS = 1e12  # of which floats still tell a thousandth
 
 
 def levelled(brings: np.ndarray, alone: np.ndarray, everybody: np.ndarray, step: float | None) -> np.ndarray:

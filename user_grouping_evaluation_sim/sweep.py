@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiment.command_line import blaming
-from experiment.errors import InputError, RunFailed
-from experiment.parallel import parallel_map, reach_cluster
+from experiment.errors import InputError
+from experiment.parallel import parallel_map, reach_cluster_again
 from experiment.run_folder import Arrays, RunFolder, load_arrays, save_arrays
 from user_grouping_evaluation_sim.attribution import MOST_DENSE
 from user_grouping_evaluation_sim.audit import audits_of
@@ -118,7 +118,7 @@ def tasks_of(settings: Settings, sizes: Sequence[Size], dimensions: int) -> list
                 Validation(users, metric, settings.shapley, *block) for block in blocks(settings.num_runs, RUNS_A_TASK)
             ]
     for users, groups in sizes:
-        width = max(dimensions, users if users <= MOST_DENSE else 0)
+        width = max(dimensions, 10 * users if users <= MOST_DENSE else 0)  # matrices come by the dozen
         length = max(1, NUMBERS_A_TASK // (users * width))
         for grouping in settings.grouping:
             for metric in settings.metric:
@@ -142,10 +142,7 @@ def finish_tasks(
     done = {task.name: load_arrays(run.part_path(f"{task.name}.npz")) for task in tasks}
     missing = [task for task in tasks if done[task.name] is None]
     if missing:
-        try:
-            reach_cluster(settings.backend, settings.scheduler)
-        except InputError as error:  # it answered when the run began: what is finished is kept
-            raise RunFailed(str(error)) from error
+        reach_cluster_again(settings.backend, settings.scheduler)
     results = parallel_map(
         function,
         missing,

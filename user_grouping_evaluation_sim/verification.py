@@ -109,12 +109,13 @@ def check_runs(runs: pd.DataFrame, rounds: pd.DataFrame, points: pd.DataFrame) -
         blur = _blur(earned) + _blur(shapley)
         rank_blur = _rank_blur(earned) + _rank_blur(shapley)
         largest = errors.max(axis=1) / np.where(spread > 0, spread, 1)
+        of_largest = np.where(largest > 0, largest * (2 * _blur(shapley) + 3 * ROUNDING), 0.0)
     recomputed = {
         "start_distance": (distances[:, 0], 0.0),
         "final_distance": (distances[:, -1], 0.0),
         "pearson": (pearson(earned, shapley), 2 * blur + ROUNDING),
         "spearman": (spearman(earned, shapley), 2 * rank_blur + ROUNDING),
-        "shapley_standard_error": (largest, largest * (2 * _blur(shapley) + 3 * ROUNDING)),
+        "shapley_standard_error": (largest, of_largest),
     }
     pay = points["pay"].to_numpy(dtype=float).reshape(len(runs), -1)
     for name, values in payout_measures(pay, shapley, runs["budget"].to_numpy(dtype=float)).items():

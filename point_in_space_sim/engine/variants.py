@@ -192,11 +192,13 @@ def fulfilment(
             while not found and running:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 # What is finished is saved before another's error ends the run.
+                made_now = []
                 for future in sorted(done, key=lambda future: future.exception() is not None):
                     for (owner, requests), made in zip(running.pop(future), future.result(), strict=True):
-                        cost = _cost(engine, scratch / owner, requests)
+                        made_now.append((owner, requests, _cost(engine, scratch / owner, requests)))
                         _save_made(engine, scratch / owner, merge_requests(requests)[0], made)
-                        found += finish(owner, requests, cost)
+                for each in made_now:
+                    found += finish(*each)
             return found
 
         yield fulfil
@@ -379,7 +381,7 @@ def _mapped(path: Path, mapper: Mapper) -> Sampled:
         try:
             arrays["vectors"] = mapper(texts)
         except InputError as error:  # it mapped others before: what is finished is kept
-            raise RunFailed(str(error)) from error
+            raise RunFailed(f"--mapper: {error}") from error
         save_arrays(path, arrays)
     return Sampled(texts, arrays["vectors"], float(arrays["broken"]))
 
