@@ -1,6 +1,7 @@
 """Base models and mappers of other people's making: which are taken, on which path, and which are refused how."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from point_in_space_sim.engine.guard import one_line
 from point_in_space_sim.engine.rehearsal import rehearse
 from point_in_space_sim.engine.sampling import sample_comments
 from point_in_space_sim.engine.settings import SamplingSettings, TuningSettings
+from point_in_space_sim.engine.variants import Engine, stacking
 from point_in_space_sim.mapper import load_mapper
 from tests.tiny_models import (
     CHAT_TEMPLATE,
@@ -98,6 +100,12 @@ def test_a_sliding_window_within_a_comment_is_no_fast_path(tmp_path, dtype):
         assert load(folder, dtype).has_plain_layers == plain, window
     base = load(folder, dtype)
     assert base.is_plain_for(256) and not base.is_plain_for(300)  # longer samples go through generate
+    engine = Engine(
+        str(folder), "Say it.", "cpu", "float32", TUNING, replace(SAMPLING, max_new_tokens=256), 2, stack=64
+    )
+    longer = replace(engine, sampling=replace(SAMPLING, max_new_tokens=300))
+    whole = replace(engine, tuning=replace(TUNING, method="full"))
+    assert [stacking(each, base).stack for each in (engine, longer, whole)] == [64, 1, 1]
 
 
 def test_an_encoder_is_refused(tmp_path):

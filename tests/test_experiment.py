@@ -19,9 +19,9 @@ from threadpoolctl import threadpool_limits
 
 from experiment import run_folder
 from experiment.command_line import check_name, check_range, named_function
-from experiment.errors import InputError
+from experiment.errors import InputError, RunFailed
 from experiment.files import replace_atomically, sha256_file
-from experiment.parallel import parallel_map
+from experiment.parallel import parallel_map, reach_cluster_again
 from experiment.run_folder import load_arrays, open_run, save_arrays
 from experiment.tables import LARGE, read_table, write_lines, write_table
 
@@ -330,6 +330,9 @@ def test_threads_drop_what_is_still_to_do():
 def test_clusters_that_are_not_there(backend, scheduler, told):
     with pytest.raises(InputError, match=told):
         list(parallel_map(squared, [1, 2], backend=backend, scheduler=scheduler))
+    if backend == "dask":  # one that was there keeps what is finished
+        with pytest.raises(RunFailed, match=told):
+            reach_cluster_again(backend, scheduler)
 
 
 # ------------------------------------------------------------------ command line helpers

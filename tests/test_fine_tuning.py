@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from experiment.errors import InputError
+from experiment.errors import InputError, RunFailed
 from point_in_space_sim.engine.base_model import DEFAULT_BASE_MODEL, dtype_name, load_base_model, native_dtype
 from point_in_space_sim.engine.fine_tuning import (
     Adapter,
@@ -393,6 +393,17 @@ def test_nothing_is_made_twice_and_what_is_lost_is_made_again(engine, mapper, tm
     fulfilled(engine, mapper, tmp_path, [(owner, Request(request.model, (10,)))])
     own = tmp_path / "scratch" / owner / "models" / request.model.name / "adapter_model.safetensors"
     assert own.read_bytes() == weights[own]
+
+
+def test_a_mapper_that_fails_late_loses_no_model(engine, mapper, tmp_path):
+    def broken(texts):
+        raise InputError("the mapper: a fault of the device")
+
+    with pytest.raises(RunFailed, match="--mapper: the mapper: a fault"):
+        fulfilled(engine, broken, tmp_path, requests_of(0)[3:] + requests_of(1)[3:])
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").rglob("*.npz")}
+    assert kept and fulfilled(engine, mapper, tmp_path, requests_of(0)[3:] + requests_of(1)[3:])
+    assert kept.keys() <= set((tmp_path / "scratch").rglob("*.npz"))
 
 
 def test_owners_are_served_in_their_order_and_the_longest_request_first(engine, mapper, tmp_path):

@@ -176,6 +176,16 @@ def test_bytes_and_files_that_are_not_the_runs(copy, capsys):
     assert verify_run(folder)[0] == [f"{adapter.relative_to(folder)}: is gone"]
 
 
+def test_a_run_of_users_who_are_alike_agrees(runs, warm, tmp_path):
+    """Shapley values are equal and exact: their errors are 0, and no correlation is known."""
+    (tmp_path / "matrix.csv").write_text("who,a,b\n" + "".join(f"u{i},3.5,2.5\n" for i in range(9)))
+    options = ["--preferences", "matrix.csv", "--num-users", "5", "--num-groups", "2", "--num-rounds", "4"]
+    options += ["--num-runs", "2", "--jobs", "1", "--kernel-runs", "0", "--metric", "dot", "--output-dir", "run"]
+    code, _, errors = warm.call("user_grouping_evaluation_sim", options, tmp_path)
+    assert code == 0, errors
+    assert verify_run(tmp_path / "run")[0] == []
+
+
 def test_a_packed_table_that_is_cut_off_is_told(copy):
     folder = copy("grouping")
     packed = gzip.compress((folder / "points.csv").read_bytes())
