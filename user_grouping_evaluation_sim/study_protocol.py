@@ -147,7 +147,7 @@ def both_games(table: pd.DataFrame) -> Figure:
                 runs = table[table["num_users"] == users]["runs"].iloc[0]
                 ax.set_title(f"{users} users, {runs} crowds")
         axes[row, 0].set_ylabel(f"{measure.capitalize()} correlation")
-    axes[0, 0].set_ylim(top=1.0)
+    axes[0, 0].set_ylim(0, 1.02)
     figure.suptitle("l2, random grouping, 4 groups: means over crowds with 95 % intervals", fontsize=9)
     legend_below(figure, axes[0, 0], 3)
     return figure
