@@ -26,13 +26,14 @@ test: $(VENV)/installed-dev
 reference: $(VENV)/installed
 	$(BIN)/python $(GROUPING)/run.py --sweep --output-dir results/$(GROUPING)/reference --overwrite
 	$(BIN)/python $(GROUPING)/run.py --preset paper --sweep --overwrite
+	$(BIN)/python $(GROUPING)/run.py --grouping random --metric l2 --num-runs 100 --audit --output-dir results/$(GROUPING)/audit --overwrite
 	$(BIN)/python $(GROUPING)/study_attribution.py
 	$(BIN)/python $(GROUPING)/study_pay.py
 	$(BIN)/python $(GROUPING)/study_protocol.py
 	$(BIN)/python $(SPACE)/study_hyperparameters.py
 	$(BIN)/python $(SPACE)/run.py --preset reference --overwrite
 	$(BIN)/python $(CROWD)/study_strategies.py
-	$(BIN)/python $(CROWD)/run.py --preset eight --num-seeds 1 --overwrite
+	$(BIN)/python $(CROWD)/run.py --preset eight --overwrite
 	$(BIN)/python $(CROWD)/run.py --preset people --overwrite
 	$(BIN)/python $(CROWD)/run.py --preset reference --overwrite
 
