@@ -472,7 +472,14 @@ def audit_figure(audit: pd.DataFrame) -> Figure:
         regrets.axvline(own["regret"].iloc[0], color=COLOURS[number % 7], linewidth=0.7, linestyle=":")
     values = audit[audit["scoring"] == scorings[0]].set_index("strategy").loc[strategies]["shapley_vs_twin"]
     pay.plot(
-        values.clip(0, MOST_SHOWN), places, "D", mfc="none", mec="black", ms=6, linestyle="", label="Shapley value"
+        values.clip(0, MOST_SHOWN),
+        places,
+        "D",
+        mfc="none",
+        mec="black",
+        ms=6,
+        linestyle="",
+        label="Shapley value (none below 0)",
     )
     pay.axvline(1, color="black", linewidth=0.6)
     pay.set_xlim(-0.1, MOST_SHOWN + 0.2)
