@@ -34,7 +34,7 @@ from crowd_fine_tuning_sim.plots import write_figures
 from crowd_fine_tuning_sim.report_page import FIGURES, report_page
 from crowd_fine_tuning_sim.results import answer_of, run_tables
 from crowd_fine_tuning_sim.settings import Settings, check_settings, kinds_of, retrained_coalitions
-from experiment.command_line import NOT_IDENTITY, naming, tell
+from experiment.command_line import NOT_IDENTITY, code_sha256, naming, tell
 from experiment.errors import InputError
 from experiment.figures import no_figures
 from experiment.files import ROOT, sha256_file
@@ -58,7 +58,7 @@ from point_in_space_sim.main import estimated_seconds, in_words, models_identity
 from point_in_space_sim.mapper import Mapper, load_mapper, map_texts
 from point_in_space_sim.protocols import Work, derived_seed
 from user_grouping_evaluation_sim.ledger import ledger_lines, numbers_in
-from user_grouping_evaluation_sim.settings import code_sha256
+from user_grouping_evaluation_sim.settings import REGISTRIES
 
 RESULTS = ROOT / "results" / "crowd_fine_tuning_sim"
 EXTENT = ("target_emotion", "num_crowds", "num_seeds")
@@ -157,7 +157,7 @@ def identity_of(settings: Settings, base: BaseModel, mapper: Mapper, source: Sou
         **{name: value for name, value in decides.items() if name not in no_part},
         "crowd": source.name,
         "crowd_sha256": source.sha256,
-        "code_sha256": code_sha256(settings),
+        "code_sha256": code_sha256({option: getattr(settings, option) for option in REGISTRIES}),
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiment.errors import InputError, RunFailed
+from experiment.files import sha256_file
 from experiment.parallel import BACKENDS
 
 Settings = TypeVar("Settings", bound="StudySettings")
@@ -245,6 +246,17 @@ def named_function(option: str, name: str, registry: Mapping[str, Callable[..., 
     if not callable(function):
         raise InputError(f"{option} {name}: is no function; name it as module:function")
     return function  # type: ignore[no-any-return]
+
+
+def code_sha256(named: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Of the files of the user's own functions among those that are named, by option. Raises InputError for none."""
+    hashes = {}
+    for option, name in ((option, name) for option, names in named.items() for name in names if ":" in name):
+        file = getattr(importlib.import_module(name.partition(":")[0]), "__file__", None)
+        if file is None:
+            raise InputError(f"--{option} {name}: its module is no file; name a function in a file of yours")
+        hashes[name] = sha256_file(file)
+    return hashes
 
 
 @contextlib.contextmanager

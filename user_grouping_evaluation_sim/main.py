@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiment.command_line import NOT_IDENTITY, naming, tell
+from experiment.command_line import NOT_IDENTITY, code_sha256, naming, tell
 from experiment.errors import InputError, RunFailed
 from experiment.files import ROOT, sha256_file
 from experiment.parallel import parallel_map, reach_cluster
@@ -32,7 +32,7 @@ from user_grouping_evaluation_sim.preferences import Preferences, check_enough_u
 from user_grouping_evaluation_sim.protocol_game import EVALUATIONS
 from user_grouping_evaluation_sim.report_page import report_page
 from user_grouping_evaluation_sim.scoring import PARTS
-from user_grouping_evaluation_sim.settings import Settings, Size, check_settings, code_sha256, sizes_to_run
+from user_grouping_evaluation_sim.settings import REGISTRIES, Settings, Size, check_settings, sizes_to_run
 from user_grouping_evaluation_sim.sweep import (
     ProtocolValidation,
     Task,
@@ -105,7 +105,7 @@ def identity_of(settings: Settings, files: dict[str, Path]) -> dict[str, Any]:
     return {
         **{key: value for key, value in asdict(settings).items() if key not in skipped},
         "data_sha256": {name: sha256_file(path) for name, path in files.items()},
-        "code_sha256": code_sha256(settings),
+        "code_sha256": code_sha256({option: getattr(settings, option) for option in REGISTRIES}),
     }
 
 

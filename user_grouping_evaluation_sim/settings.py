@@ -1,6 +1,5 @@
 """The options of run.py, its presets, and what they must be."""
 
-import importlib
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 
 from experiment.command_line import CommonSettings, check_common, check_name, check_range, named_function
 from experiment.errors import InputError
-from experiment.files import ROOT, sha256_file
+from experiment.files import ROOT
 from user_grouping_evaluation_sim.grouping import GROUPINGS, Grouping
 from user_grouping_evaluation_sim.metrics import METRICS, Metric
 from user_grouping_evaluation_sim.scoring import SCORINGS, Scoring
@@ -147,18 +146,6 @@ def functions_of(grouping: str, metric: str, scoring: str) -> tuple[Grouping, Me
 def metric_of(name: str) -> Metric:
     metric: Metric = named_function("--metric", name, METRICS)
     return metric
-
-
-def code_sha256(settings: CommonSettings) -> dict[str, str]:
-    """Of the files of the user's own groupings, metrics and scorings, by their names. Raises InputError for none."""
-    own = {name: f"--{option}" for option in REGISTRIES for name in getattr(settings, option) if ":" in name}
-    hashes = {}
-    for name, option in own.items():
-        file = getattr(importlib.import_module(name.partition(":")[0]), "__file__", None)
-        if file is None:
-            raise InputError(f"{option} {name}: its module is no file; name a function in a file of yours")
-        hashes[name] = sha256_file(file)
-    return hashes
 
 
 def stream(settings: Settings, purpose: str, run: int) -> np.random.SeedSequence:
