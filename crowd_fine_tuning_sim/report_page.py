@@ -68,7 +68,6 @@ OTHERS = {
     "best_coalition": "that of the best retrained coalition (the oracle)",
     "base": "the untuned model",
 }
-SHARES = {"distinct": "distinct texts", "copied": "copied texts (which somebody of the crowd holds)"}
 
 
 def report_page(
@@ -144,13 +143,13 @@ def answer(summary: pd.DataFrame) -> list[str]:
         row = row_of(summary, "points", f"value - {other}", scoring)
         if row is not None:
             line = f"The competition's last model ({scoring}) less {title}: {words(estimate_of(row), 3)}"
-            for share in SHARES:
+            for share in ("distinct", "copied"):
                 if (differs := row_of(summary, "points", f"{share} - {other}", scoring)) is not None:
-                    line += f"; of the share of {SHARES[share]} {words(estimate_of(differs))}"
+                    line += f"; of the share of {share} texts {words(estimate_of(differs))}"
             lines.append(f"{line}.")
     if (copied := row_of(summary, "points", "copied", scoring)) is not None:
         share = words(estimate_of(copied))
-        lines.append(f"Of what the competition's last model ({scoring}) writes a share of {share} is copied.")
+        lines.append(f"Of what it writes a share of {share} is copied: texts that somebody of the crowd holds.")
     return lines
 
 
