@@ -106,6 +106,7 @@ def main(settings: Settings) -> None:
         leave_models_to_workers(settings)
         with run.stage("in-run values"):
             value_in_run(run, settings, engine, cases)
+        leave_models_to_workers(settings)  # of one case they are made here
         with run.stage("competition and retraining"):
             play_cases(run, settings, engine, mapper, cases)
         with run.stage("tables"):
