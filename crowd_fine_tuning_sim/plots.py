@@ -1,6 +1,7 @@
 """A run's figures, from its tables and, for the figure of the people, from what was played."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,8 @@ def agreement_figure(points: pd.DataFrame, estimates: pd.DataFrame, users: pd.Da
     kinds = users.set_index(["target", "crowd", "user"])["kind"]
     by, styles = "kind", KIND_STYLES
     if kinds.nunique() == 1:
-        targets = list(dict.fromkeys(users["target"]))
-        by, styles = (
-            "target",
-            {name: (MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]) for i, name in enumerate(targets)},
-        )
+        by = "target"
+        styles = dict(zip(dict.fromkeys(users["target"]), cycle(zip(MARKERS, COLOURS, strict=True)), strict=False))
     for panel, (title, own, column) in zip(axes.flat, shown, strict=False):
         own = own.join(kinds, on=["target", "crowd", "user"])
         x = own.groupby(CASE)["shapley"].transform(standardised)

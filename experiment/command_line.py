@@ -249,7 +249,7 @@ def named_function(option: str, name: str, registry: Mapping[str, Callable[..., 
 
 
 def code_sha256(named: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Of the files of the user's own functions among those that are named, by option. Raises InputError for none."""
+    """Of the files of the user's own functions among those that are named, by option; InputError for who has none."""
     hashes = {}
     for option, name in ((option, name) for option, names in named.items() for name in names if ":" in name):
         file = getattr(importlib.import_module(name.partition(":")[0]), "__file__", None)

@@ -18,7 +18,7 @@ from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 
 from experiment import run_folder
-from experiment.command_line import check_name, check_range, named_function
+from experiment.command_line import check_name, check_range, code_sha256, named_function
 from experiment.errors import InputError, RunFailed
 from experiment.files import replace_atomically, sha256_file
 from experiment.parallel import parallel_map, reach_cluster_again
@@ -352,6 +352,14 @@ def test_ranges():
     for value, open_low in ((-0.1, False), (1.1, False), (0, True), (float("nan"), False), (float("nan"), True)):
         with pytest.raises(InputError, match=r"--p .*: out of range"):
             check_range("--p", value, 0, 1, open_low=open_low)
+
+
+def test_own_code_is_hashed_by_its_file():
+    named = {"metric": ["l2", "tests.tiny_models:save_tiny_world"], "scoring": ["marginal"]}
+    digest = sha256_file(ROOT / "tests" / "tiny_models.py")
+    assert code_sha256(named) == {"tests.tiny_models:save_tiny_world": digest}
+    with pytest.raises(InputError, match="--scoring builtins:max: its module is no file"):
+        code_sha256({"scoring": ["builtins:max"]})
 
 
 def test_own_functions_are_found_from_the_current_folder(tmp_path, monkeypatch):

@@ -214,6 +214,9 @@ def test_best_shares_of_a_sure_winner():
     assert best.loc[("final_distance", "other"), "best_share"] == 0
     assert best.loc[("pearson", "other"), "best_share"] == 0.75
     assert best.loc[("pearson", "random"), ["best_share", "low", "high"]].tolist() == [0.25, 0.25, 0.25]
+    one_run = {size: runs[runs["run"] == 0] for size, runs in settings.items()}
+    best = tables.best_table(one_run, np.random.default_rng(0))
+    assert best["best_share"].notna().all() and best[["low", "high"]].isna().all(axis=None)  # one has no interval
 
 
 def test_best_shares_of_equals_are_uncertain():

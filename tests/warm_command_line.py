@@ -69,12 +69,12 @@ def serve():
 
     torch.set_num_threads(1)
     import transformers
-    import tyro  # noqa: F401
 
     from experiment.command_line import run_script
 
-    for experiment, module in product(EXPERIMENTS, ("main", "run")):
-        importlib.import_module(f"{experiment}.{module}")
+    modules = [f"{experiment}.{module}" for experiment, module in product(EXPERIMENTS, ("main", "run"))]
+    for module in (*modules, "joblib.externals.loky", "matplotlib.figure", "tyro"):
+        importlib.import_module(module)
 
     for name in ("AutoModelForCausalLM", "AutoTokenizer", "BertModel", "RobertaForSequenceClassification"):
         getattr(transformers, name)  # modules that are loaded when they are asked for
